@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['METRICS', 'confusion_matrix', 'count_metrics', 'row_scores', 'calibration_bins', 'expected_calibration_error',
            'Interval', 'wilson_interval', 'bootstrap_interval', 'resample_counts', 'mean_interval', 'PairedTest',
-           'paired_test', 'rows_to_see', 'MetricSpec', 'register_metric', 'Report', 'ClassificationMeter',
-           'meter_report', 'classification_report', 'majority_baseline', 'linear_baseline', 'plot_confusion',
-           'plot_reliability', 'plot_learning_curve', 'plot_intervals', 'Mistakes', 'worst_mistakes']
+           'paired_test', 'rows_to_see', 'MetricSpec', 'register_metric', 'load_metric', 'Report',
+           'ClassificationMeter', 'meter_report', 'classification_report', 'majority_baseline', 'linear_baseline',
+           'plot_confusion', 'plot_reliability', 'plot_learning_curve', 'plot_intervals', 'Mistakes', 'worst_mistakes']
 
 # %% ../nbs/05_evaluation.ipynb #e88141ac
 import math
@@ -30,6 +30,7 @@ def _ids(values, what):
         raise DataError(f"expected one whole number a row, found {array.dtype} of shape {array.shape}", where=what, remedy="give class ids, not names or scores")
     return array.astype(np.int64)
 
+# %% ../nbs/05_evaluation.ipynb #9e249479
 def _check_labels(references, predictions, n_classes):
     references, predictions = _ids(references, "references"), _ids(predictions, "predictions")
     if len(references) != len(predictions):
@@ -49,11 +50,16 @@ def confusion_matrix(references, # (rows,) true class ids
     return np.bincount(references*n_classes + predictions, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 # %% ../nbs/05_evaluation.ipynb #488d2b5a
+def _ratio(top, bottom, empty=0.):
+    bottom = np.asarray(bottom, dtype=float)
+    return np.where(bottom > 0, top/np.where(bottom > 0, bottom, 1.), empty)
+
+# %% ../nbs/05_evaluation.ipynb #95aa7629
 def count_metrics(right:np.ndarray, # (..., classes) rows of each class that were found
                   support:np.ndarray, # (..., classes) rows of each class
                   predicted:np.ndarray, # (..., classes) rows that were called each class
                  ) -> dict[str, np.ndarray]: # name -> (...) values in [0, 1]; matthews in [-1, 1]
-    "Accuracy, averaged precision, recall and F1, and Matthews correlation from counts; 0/0 is 0 for a class and nan for matthews."
+    "Accuracy, averaged precision, recall and F1, and Matthews correlation from counts; 0/0 is 0; matthews is nan where the references hold one class only."
     n, trace, present = support.sum(-1), right.sum(-1), (support + predicted) > 0
     scores = dict(precision=_ratio(right, predicted), recall=_ratio(right, support), f1=_ratio(2*right, support + predicted))
     values = {"accuracy": trace/n}
@@ -61,14 +67,20 @@ def count_metrics(right:np.ndarray, # (..., classes) rows of each class that wer
         values[f"{name}_macro"] = (score*present).sum(-1)/present.sum(-1)
         values[f"{name}_weighted"] = (score*support).sum(-1)/n
     spread = np.sqrt((n**2 - (support**2).sum(-1))*1. * (n**2 - (predicted**2).sum(-1)))
-    values["matthews"] = _ratio(trace*n - (support*predicted).sum(-1), spread, empty=np.nan)
-    return values
-
-def _ratio(top, bottom, empty=0.):
-    bottom = np.asarray(bottom, dtype=float)
-    return np.where(bottom > 0, top/np.where(bottom > 0, bottom, 1.), empty)
+    correlation = _ratio(trace*n - (support*predicted).sum(-1), spread)
+    return values | {"matthews": np.where((support > 0).sum(-1) > 1, correlation, np.nan)}
 
 # %% ../nbs/05_evaluation.ipynb #4baab6a3
+def _probabilities(values):
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 2 or not len(array): raise DataError(f"expected (rows, classes), found shape {array.shape}", where="probabilities", remedy="give one probability a row and class")
+    for bad, what in ((~np.isfinite(array), "a probability is not a finite number"), (array < 0, "a probability is negative"),
+                      (abs(array.sum(-1, keepdims=True) - 1) > 1e-2, "the probabilities of a row do not add up to 1")):
+        rows = np.flatnonzero(bad.any(-1))
+        if len(rows): raise DataError(what, where=f"probabilities, row {rows[0] + 1}", remedy="apply softmax to logits; if logits are not finite, look at the training")
+    return array/array.sum(-1, keepdims=True)
+
+# %% ../nbs/05_evaluation.ipynb #0c765a84
 def row_scores(references, # (rows,) true class ids
                probabilities, # (rows, classes), each row adds up to 1
               ) -> dict[str, np.ndarray]: # log_loss, brier, confidence, each (rows,)
@@ -78,15 +90,6 @@ def row_scores(references, # (rows,) true class ids
     p = probabilities[np.arange(len(references)), references]
     brier = (probabilities**2).sum(-1) - 2*p + 1
     return dict(log_loss=-np.log(np.maximum(p, np.finfo(float).eps)), brier=brier, confidence=probabilities.max(-1))
-
-def _probabilities(values):
-    array = np.asarray(values, dtype=float)
-    if array.ndim != 2 or not len(array): raise DataError(f"expected (rows, classes), found shape {array.shape}", where="probabilities", remedy="give one probability a row and class")
-    for bad, what in ((~np.isfinite(array), "a probability is not a finite number"), (array < 0, "a probability is negative"),
-                      (abs(array.sum(-1, keepdims=True) - 1) > 1e-2, "the probabilities of a row do not add up to 1")):
-        rows = np.flatnonzero(bad.any(-1))
-        if len(rows): raise DataError(what, where=f"probabilities, row {rows[0] + 1}", remedy="apply softmax to logits; if logits are not finite, look at the training")
-    return array/array.sum(-1, keepdims=True)
 
 # %% ../nbs/05_evaluation.ipynb #1ec9f6d6
 def calibration_bins(references, # (rows,) true class ids
@@ -161,6 +164,7 @@ def _resample_sums(columns, units, resamples, rng):
         parts.append(np.bincount(drawn.ravel(), minlength=k*n).reshape(k, n) @ sums)
     return np.concatenate(parts)
 
+# %% ../nbs/05_evaluation.ipynb #386d9194
 def _unseen(n, confidence):
     "Wilson's upper bound of a rate that was 0 in n."
     z = _z(confidence)
@@ -281,6 +285,7 @@ class MetricSpec:
     references:str = "label" # the same for the references
     description:str = "" # one sentence
 
+# %% ../nbs/05_evaluation.ipynb #73e390de
 METRICS:dict[str, MetricSpec] = {}
 
 def register_metric(name:str, # for `load_metric`
@@ -316,6 +321,7 @@ def _metric_class():
             return value if isinstance(value, dict) else {self.metric_name: value}
     return SpecMetric
 
+# %% ../nbs/05_evaluation.ipynb #9b843a86
 def load_metric(name:str, # "accuracy", "f1_macro", ...: a key of `METRICS`
                 **kwargs, # of `evaluate.Metric`, such as num_process
                ): # an `evaluate.Metric`
@@ -353,13 +359,14 @@ def _shorten(text, width):
     while _width(text) > width - 1: text = text[:-1]
     return text + "…"
 
+# %% ../nbs/05_evaluation.ipynb #ca537ae6
 def _text_table(header, rows, width=80):
     "Aligned columns; the first is cut where the table would be too wide."
     rows = [[str(c) for c in row] for row in (header, *rows)]
     widths = [max(_width(row[i]) for row in rows) for i in range(len(header))]
     first = max(6, min(widths[0], 24, width - sum(w + 2 for w in widths[1:])))
     rows, widths = [[_shorten(row[0], first), *row[1:]] for row in rows], [first, *widths[1:]]
-    line = lambda row: "  ".join((c + " "*(w - _width(c))) if i == 0 else " "*(w - _width(c)) + c for i, (c, w) in enumerate(zip(row, widths)))
+    line = lambda row: "  ".join((c + " "*(w - _width(c))) if i == 0 else " "*(w - _width(c)) + c for i, (c, w) in enumerate(zip(row, widths, strict=True)))
     return "\n".join([line(rows[0]), "  ".join("-"*w for w in widths), *map(line, rows[1:])])
 
 def _markdown_table(header, rows):
@@ -381,7 +388,7 @@ def _fields(values):
 def _confusion_section(report, limit=8):
     names, k = report.label_names, len(report.label_names)
     if k <= limit:
-        return "Confusion matrix: rows are true, columns predicted", ["", *[_shorten(n, max(5, 54//k - 2)) for n in names]], [[n, *row] for n, row in zip(names, report.confusion)]
+        return "Confusion matrix: rows are true, columns predicted", ["", *[_shorten(n, max(5, 54//k - 2)) for n in names]], [[n, *row] for n, row in zip(names, report.confusion, strict=True)]
     pairs = sorted(((n, i, j) for i, row in enumerate(report.confusion) for j, n in enumerate(row) if n and i != j), key=lambda p: (-p[0], *p[1:]))[:10]
     return "Most frequent confusions", ["true", "predicted", "rows"], [[names[i], _shorten(names[j], 24), n] for n, i, j in pairs]
 
@@ -473,6 +480,17 @@ class ClassificationMeter:
 # %% ../nbs/05_evaluation.ipynb #88be98fb
 _SHOWN = ("accuracy", "f1_macro", "precision_macro", "recall_macro", "f1_weighted", "matthews")
 
+def _class_scores(c, counts, drawn, confidence, clusters):
+    "Precision, recall and F1 of one class; None for 0/0."
+    scores = {}
+    for name, top, bottom in (("precision", lambda r, s, p: r, lambda r, s, p: p), ("recall", lambda r, s, p: r, lambda r, s, p: s), ("f1", lambda r, s, p: 2*r, lambda r, s, p: s + p)):
+        n = int(bottom(*counts))
+        if n == 0: scores[name] = None
+        elif name != "f1" and clusters is None: scores[name] = wilson_interval(int(top(*counts)), n, confidence)
+        else: scores[name] = _percentiles(top(*counts)/n, _ratio(top(*drawn), bottom(*drawn), empty=np.nan), n, confidence, room=_unseen(n, confidence))
+    return dict(support=int(counts[1]), predicted=int(counts[2]), **scores)
+
+# %% ../nbs/05_evaluation.ipynb #1956b834
 def _count_intervals(y, p, k, confidence, resamples, seed, clusters):
     "Intervals of all metrics of counts, and the entries of all classes."
     table = confusion_matrix(y, p, k)
@@ -486,16 +504,6 @@ def _count_intervals(y, p, k, confidence, resamples, seed, clusters):
     if clusters is None: metrics["accuracy"] = wilson_interval(int(right.sum()), len(y), confidence)
     if "matthews" in metrics: metrics["matthews"] = Interval(**{**asdict(metrics["matthews"]), "unit": ""})
     return metrics, table, [_class_scores(c, [v[c] for v in (right, support, predicted)], [d[:, c] for d in drawn], confidence, clusters) for c in range(k)]
-
-def _class_scores(c, counts, drawn, confidence, clusters):
-    "Precision, recall and F1 of one class; None for 0/0."
-    scores = {}
-    for name, top, bottom in (("precision", lambda r, s, p: r, lambda r, s, p: p), ("recall", lambda r, s, p: r, lambda r, s, p: s), ("f1", lambda r, s, p: 2*r, lambda r, s, p: s + p)):
-        n = int(bottom(*counts))
-        if n == 0: scores[name] = None
-        elif name != "f1" and clusters is None: scores[name] = wilson_interval(int(top(*counts)), n, confidence)
-        else: scores[name] = _percentiles(top(*counts)/n, _ratio(top(*drawn), bottom(*drawn), empty=np.nan), n, confidence, room=_unseen(n, confidence))
-    return dict(support=int(counts[1]), predicted=int(counts[2]), **scores)
 
 # %% ../nbs/05_evaluation.ipynb #5d1534f9
 def _score_intervals(columns, confidence, resamples, seed, clusters, n_bins=10):
@@ -529,7 +537,7 @@ def meter_report(meter:ClassificationMeter, # with all batches added
     metrics, table, classes = _count_intervals(y, columns["predictions"], len(names), **how)
     metrics = {name: metrics[name] for name in _SHOWN if name in metrics}
     if "log_loss" in columns: metrics |= _score_intervals(columns, **how)
-    report = Report(task, len(y), metrics, [dict(label=n, **c) for n, c in zip(names, classes)], table.tolist(), names, extra=extra or {})
+    report = Report(task, len(y), metrics, [dict(label=n, **c) for n, c in zip(names, classes, strict=True)], table.tolist(), names, extra=extra or {})
     for name, other in (baselines or {}).items():
         report.comparisons[name] = paired_test(y, columns["predictions"], other, **how)
         report.baselines[name] = {m: i for m, i in _count_intervals(*_check_labels(y, other, len(names)), len(names), **how)[0].items() if m in _SHOWN}
@@ -598,6 +606,7 @@ def _axes(ax, size):
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
+# %% ../nbs/05_evaluation.ipynb #f6f2bb54
 def _legend(ax, **kwargs):
     if ax.get_legend_handles_labels()[1]: ax.legend(frameon=False, labelcolor=_GREY, **kwargs)
 
@@ -630,11 +639,12 @@ def plot_reliability(references, # (rows,) true class ids
     style = dict(color=_COLOURS[drawn % 5], marker=_MARKERS[drawn % 6], ls=_LINES[drawn % 5])
     x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
     ends = [wilson_interval(round(b["accuracy"]*b["count"]), b["count"]) for b in bins]
-    ax.errorbar(x, y, [[v - e.low for v, e in zip(y, ends)], [e.high - v for v, e in zip(y, ends)]], capsize=3, label=label or None, **style)
+    ax.errorbar(x, y, [[v - e.low for v, e in zip(y, ends, strict=True)], [e.high - v for v, e in zip(y, ends, strict=True)]], capsize=3, label=label or None, **style)
     if first: ax.plot([0, 1], [0, 1], ls="--", lw=1, color=_GREY)
     height = 0.02 + 0.06*drawn
     for b in bins: ax.text((b["low"] + b["high"])/2, height, f"{b['count']:,}", transform=ax.get_xaxis_transform(), ha="center", size=8, color=style["color"] if label else _GREY)
-    ax.set(xlabel="confidence (rows a bin below)", ylabel="accuracy", xlim=(min(b["low"] for b in bins) - 0.02 if first else min(ax.get_xlim()[0], bins[0]["low"] - 0.02), 1.02), ylim=(-0.12, 1.03))
+    if label: ax.text(1.01, height, label, transform=ax.transAxes, size=8, color=style["color"])
+    ax.set(xlabel="confidence (numbers: rows of each bin)", ylabel="accuracy", xlim=(min(b["low"] for b in bins) - 0.02 if first else min(ax.get_xlim()[0], bins[0]["low"] - 0.02), 1.02), ylim=(-0.12, 1.03))
     _legend(ax, loc="upper left")
     return ax
 
@@ -648,12 +658,12 @@ def plot_learning_curve(curves:dict[str, dict], # system -> {training size: `Int
     ax = _axes(ax, (5.4, 3.6))
     for k, (system, points) in enumerate(curves.items()):
         x = sorted(points)
-        value, low, high = zip(*[(p.value, p.low, min(p.high, 1.)) if isinstance(p, Interval) else (float(p), float("nan"), float("nan")) for p in (points[i] for i in x)])
+        value, low, high = zip(*[(p.value, p.low, min(p.high, 1.)) if isinstance(p, Interval) else (float(p), float("nan"), float("nan")) for p in (points[i] for i in x)], strict=True)
         ax.plot(x, value, color=_COLOURS[k % 5], marker=_MARKERS[k % 6], ls=_LINES[k % 5], label=system)
         ax.fill_between(x, low, high, color=_COLOURS[k % 5], alpha=0.15, lw=0)
     ticks = sorted({x for points in curves.values() for x in points})
     ax.set_xscale("log"), ax.set_xticks(ticks, [f"{t:,}" for t in ticks]), ax.minorticks_off()
-    ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    ax.yaxis.set_major_formatter(lambda v, _: f"{100*v:.4g} %")
     ax.set(xlabel=xlabel, ylabel=ylabel), ax.grid(color=_GREY, alpha=0.2)
     _legend(ax, loc="lower right")
     return ax
@@ -665,7 +675,7 @@ def plot_intervals(intervals:dict[str, Interval], # system -> result
                   ): # the axes
     "Draw results of several systems as dots with their intervals."
     ax = _axes(ax, (5.4, 0.9 + 0.38*len(intervals)))
-    for k, (name, i) in enumerate(intervals.items()):
+    for k, i in enumerate(intervals.values()):
         ax.plot([i.low, i.high], [k, k], color=_COLOURS[k % 5], lw=2)
         ax.plot(i.value, k, color=_COLOURS[k % 5], marker=_MARKERS[k % 6])
         ax.annotate(str(i), (i.high, k), xytext=(8, 0), textcoords="offset points", va="center", size=8, color=_GREY, annotation_clip=False)

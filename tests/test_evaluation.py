@@ -140,8 +140,8 @@ def test_text_fits_eighty_columns(seed):
     names = [f"{i} " + "a very long name of a class | 类别 " * int(rng.integers(0, 3)) for i in range(k)]
     y, p = rng.integers(0, k, 12_000), rng.integers(0, k, 12_000)
     report = classification_report(y, p, label_names=names, baselines={"a baseline with a name of some length": y}, resamples=50, extra={"settings": {"path": "x" * 200}})
-    wide = lambda line: sum(2 if "\u4e00" <= c <= "\u9fff" else 1 for c in line)
-    assert max(map(wide, str(report).splitlines())) <= 80
+    columns = [sum(2 if "\u4e00" <= c <= "\u9fff" else 1 for c in line) for line in str(report).splitlines()]
+    assert max(columns) <= 80
     rows = [line for line in report.to_markdown().splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in rows)
 

@@ -1,0 +1,81 @@
+"""Build the book's site: notebooks -> nbdev's filters -> MyST -> Sphinx. `python tools/site.py --output _docs`
+
+Nothing is executed except what nbdev needs to document a symbol (imports and exported cells); outputs are the saved ones.
+The site loads nothing from another host and works when opened from a folder.
+"""
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent / "site"
+sys.path.insert(0, str(HERE))
+
+import chapters  # noqa: E402
+import vendor  # noqa: E402
+
+
+def newest(folder: Path) -> float:
+    "The time of the last change to the Python files in `folder`."
+    return max(path.stat().st_mtime for path in folder.glob("*.py"))
+
+
+def process_notebooks(root: Path) -> Path:
+    "nbdev's own filters, with ours for exported cells; unchanged notebooks are taken from the last build."
+    import filters
+    import nbdev.serve
+    nbdev.serve.FilterDefaults = filters.BookFilter
+    stale = not (root / "_proc").exists() or (root / "_proc").stat().st_mtime < newest(HERE)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    return Path(nbdev.serve.proc_nbs(path=str(root / "nbs"), force=stale))
+
+
+def run_sphinx(source: Path, output: Path, work: Path, fresh: bool) -> int:
+    "Sphinx with every warning an error; all warnings are listed before it gives up."
+    from sphinx.cmd.build import main as sphinx
+    flags = ["-E"] if fresh else []
+    return sphinx(["-q", "-W", "--keep-going", *flags, "-b", "html", "-c", str(HERE), "-d", str(work / "doctrees"), str(source), str(output)])
+
+
+def build(root: Path, output: Path, fresh: bool = False) -> int:
+    "Build the site of the project in `root` into `output`; returns Sphinx's exit code."
+    work = root / ".cache" / "site"
+    work.mkdir(parents=True, exist_ok=True)
+    parts = chapters.read_sidebar(root / "nbs")
+    left_out = vendor.collect(work / "vendor")
+    for line in left_out:
+        print(f"left out: {line}")
+    processed = process_notebooks(root)
+    chapters.convert(root / "nbs", processed, work / "source", parts, widgets=not left_out)
+    os.environ.update(SFTBOOK_SITE_ROOT=str(root), SFTBOOK_SITE_VENDOR=str(work / "vendor"))
+    code = run_sphinx(work / "source", output, work, fresh)
+    for notebook in parts.notebooks:  # "download this notebook" gives the notebook itself, not the page made from it
+        target = output / "_sources" / notebook
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / "nbs" / notebook, target)
+    return code
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("_docs"), help="folder of the site")
+    parser.add_argument("--root", type=Path, default=ROOT, help="project whose nbs/ is built")
+    parser.add_argument("--fresh", action="store_true", help="ignore what earlier builds left")
+    args = parser.parse_args()
+    root, output, started = args.root.resolve(), args.output.resolve(), time.monotonic()
+    os.chdir(root)
+    try:
+        code = build(root, output, args.fresh)
+    except chapters.SiteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if code == 0:
+        print(f"{output}/index.html ({time.monotonic() - started:.0f} s)")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""One documented symbol: signature, docstring and a table of parameters made from docments, as MyST for Sphinx's Python domain."""
+import html
+import inspect
+import re
+
+from fastcore.docments import DocmentTbl, MarkdownRenderer
+
+LONG = re.compile(r"<factory>|<object object.*?>|<.*? at 0x[0-9a-f]+>")
+
+
+def cell(text) -> str:
+    "Text that stays as it is inside a Markdown table."
+    text = html.escape(str(text), quote=False).replace("|", "\\|").replace("$", "\\$")
+    return re.sub(r"\s+", " ", re.sub(r"(?<!\w)\*|\*(?!\w)", r"\\*", text))
+
+
+def code(text) -> str:
+    text = re.sub(r"\s+", " ", str(text)).replace("|", "\\|").replace("`", "'")
+    return f"`{text}`" if text else ""
+
+
+def type_name(annotation) -> str:
+    "A type as one would write it."
+    if isinstance(annotation, str):
+        return annotation
+    return re.sub(r"\b(?:__main__|builtins|typing|pathlib|collections\.abc)\.", "", inspect.formatannotation(annotation))
+
+
+def default_text(value) -> str:
+    text = "..." if "<" in (text := repr(value)) and LONG.search(text) else text
+    text = f"{value.__name__}" if inspect.isfunction(value) or inspect.isclass(value) else text
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def signature_text(sig: inspect.Signature) -> str:
+    "Names and defaults; types are in the table below it, where they can be read."
+    shown = []
+    for param in sig.parameters.values():
+        if param.name in ("self", "cls"):
+            continue
+        default = param.default if param.default is param.empty else Raw(default_text(param.default))
+        shown.append(param.replace(annotation=param.empty, default=default))
+    return str(sig.replace(parameters=shown, return_annotation=sig.empty))
+
+
+class Raw(str):
+    "Text whose repr is itself."
+    __repr__ = str.__str__
+
+
+def unsafe(text: str) -> bool:
+    "Would Sphinx fail to parse these arguments?"
+    import ast
+    try:
+        ast.parse(f"def f{text}: pass")
+        return False
+    except SyntaxError:
+        return True
+
+
+class ApiBlock(MarkdownRenderer):
+    "Renderer for nbdev's `show_doc`."
+
+    def kind(self) -> str:
+        if inspect.isclass(self.sym):
+            return "exception" if issubclass(self.sym, BaseException) else "class"
+        return "method" if "." in self.nm else "function"
+
+    def module(self) -> str:
+        "The module's name where it isn't the page's own."
+        name = getattr(self.sym, "__module__", None) or ""
+        return name + "." if name.startswith("sftbook") else ""
+
+    def signature(self) -> str:
+        if self.sig is None:
+            return "()"
+        text = signature_text(self.sig)
+        return "(...)" if unsafe(text) else text
+
+    def table(self) -> str:
+        "Parameters, types, defaults and what they mean: only for what has something to say."
+        docs = DocmentTbl(self.sym)
+        rows = [(name, docs.dm[name]) for name in docs.params if name not in ("self", "cls") and name in docs.dm]
+        rows = [(name, p) for name, p in rows if p["docment"] is not inspect._empty or p["anno"] is not inspect._empty]
+        returned = docs.dm.get("return", {}) if not inspect.isclass(self.sym) else {}
+        if not rows and not returned:
+            return ""
+        lines = [self._row(code(name), p) for name, p in rows]
+        if returned and (returned.get("anno") not in (None, type(None), inspect._empty)):
+            lines.append(self._row("*returns*", returned))
+        if not lines:
+            return ""
+        return "\n".join([":::{div} api-parameters", "| | type | meaning |", "|---|---|---|", *lines, ":::"])
+
+    def _row(self, name: str, p: dict) -> str:
+        anno, meaning = p.get("anno", inspect._empty), p.get("docment", inspect._empty)
+        kind = "" if anno is inspect._empty else code(type_name(anno))
+        return f"| {name} | {kind} | {'' if meaning in (None, inspect._empty) else cell(meaning)} |"
+
+    def methods(self) -> str:
+        "One line for each public method that says what it does."
+        if not inspect.isclass(self.sym):
+            return ""
+        lines = []
+        for name, member in vars(self.sym).items():
+            func = getattr(member, "__func__", None) or getattr(member, "fget", None) or getattr(member, "func", None) or member
+            doc = inspect.getdoc(func) if callable(func) and not inspect.isclass(func) else None
+            if name.startswith("_") or not doc:
+                continue
+            isproperty = isinstance(member, property) or hasattr(member, "func")
+            args = "" if isproperty else signature_text(inspect.signature(func))
+            lines.append(f"| {code(name + args)} | {cell(doc.splitlines()[0])} |")
+        return "\n".join([":::{div} api-methods", "| method | meaning |", "|---|---|", *lines, ":::"]) if lines else ""
+
+    def _repr_markdown_(self) -> str:
+        inherited = inspect.isclass(self.sym) and "__doc__" not in vars(self.sym)
+        generated = inspect.isclass(self.sym) and (self.sym.__doc__ or "").startswith(self.sym.__name__ + "(")  # a dataclass without one
+        doc = "" if inherited or generated else (inspect.getdoc(self.sym) or "")
+        doc = doc.replace("$", "\\$")
+        parts = [f"::::{{py:{self.kind()}}} {self.module()}{self.nm}{self.signature()}", doc, self.table(), self.methods(), "::::"]
+        return "\n\n".join(part for part in parts if part)
