@@ -34,6 +34,7 @@ def main(argv:list[str]|None=None, # words of the command line; those of this pr
         _stop(f"sftbook: {e.format_message()}\n  What to do: sftbook --help", 2)
     sys.exit(code or 0)
 
+# %% ../nbs/08_cli.ipynb #ae3815d7
 @app.callback()
 def _commands(): "Fine-tune language models on labelled texts: fetch, train, evaluate, predict."
 
@@ -71,8 +72,8 @@ def _prepare(data, text, label, merge_labels, max_characters, test_size, seed):
 # %% ../nbs/08_cli.ipynb #4f202fd5
 def _train(task, rows, config, checkpoints, resume):
     "Fit the head on the frozen body, then fine-tune everything."
-    from sftbook.tasks import fine_tune, fit_head, pooled_features
     import torch
+    from sftbook.tasks import fine_tune, fit_head, pooled_features
     torch.manual_seed(config.seed)
     model = task.init_model()
     print("fitting the head on features of the frozen encoder ...", flush=True)
@@ -155,6 +156,7 @@ def evaluate(run:Annotated[Path, typer.Argument(help="folder of a saved run")],
     rows = _match_labels(load_rows(data, text=text, label=label, merge_labels=merge_labels), saved.task.labels, data)
     print(saved.task.metrics(predict(saved.task, saved.model, rows), rows))
 
+# %% ../nbs/08_cli.ipynb #f767c469
 def _match_labels(rows, labels, data):
     "Rows with the label ids of the run."
     from datasets import ClassLabel

@@ -149,6 +149,7 @@ def write_json(path:str|Path, # where to
     "Write JSON that a person can read, whole or not at all."
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
+# %% ../nbs/00_core.ipynb #8bced90d
 def read_json(path:str|Path, # of a file that `write_json` wrote
              ): # the value
     "Read JSON. Raises `CheckpointError`."
@@ -161,6 +162,7 @@ def sha256(path:str|Path, # a file
     "Checksum of a file."
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
+# %% ../nbs/00_core.ipynb #03c9d617
 def write_manifest(folder:str|Path, # whose files are listed
                   ) -> None:
     "Write `MANIFEST.json` with the checksum of every file in `folder`."
@@ -206,6 +208,7 @@ def _logger(name):
     import logging
     return logging.getLogger(name)
 
+# %% ../nbs/00_core.ipynb #526fcf13
 def _disable_bars():
     "Switch off the progress bars of libraries that are loaded; returns what switches them on again."
     restore = []
@@ -279,6 +282,7 @@ class Cost:
 
     def __str__(self): return f"{self.seconds:.1f} s, peak memory {self.peak_memory_mib:,.0f} MiB"
 
+# %% ../nbs/00_core.ipynb #4711407e
 @contextlib.contextmanager
 def cost():
     "Measure a block: `with cost() as c: ...`, then look at `c`."

@@ -78,6 +78,7 @@ def infer_rows(task:Task, # says how to encode, collate and infer
     model.train(training)
     return answers
 
+# %% ../nbs/06_tasks.ipynb #5cc3d900
 def predict(task:Task, # says how to encode, infer and decode
             model:nn.Module, # trained
             rows, # labelled or not
@@ -170,6 +171,7 @@ def fine_tune(task:Task, # what to train for
     result = trainer.fit(features, resume=resume, identity=fingerprint(json.dumps(features), json.dumps(task_settings(task))))
     return FineTuned(task, model, result)
 
+# %% ../nbs/06_tasks.ipynb #77fdcc27
 def task_settings(task:Task, # any task
                  ) -> dict: # its name and fields, as JSON can hold them
     "What has to be known to make the task again."
@@ -222,6 +224,7 @@ def save_run(folder:str|Path, # where to; must not exist unless `overwrite`
         write_manifest(new)
     return Path(folder)
 
+# %% ../nbs/06_tasks.ipynb #54980d09
 def _versions():
     from importlib.metadata import version
     return {name: version(name) for name in ("sftbook", "torch", "transformers", "tokenizers")}

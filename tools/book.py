@@ -65,7 +65,7 @@ def run(path):
     for i in skipped:
         nb.cells[i].source = ""
     os.environ["SFTBOOK_PROFILE"] = "full"
-    client = NotebookClient(nb, timeout=None, kernel_name="python3", store_widget_state=True, resources={"metadata": {"path": str(path.parent)}})
+    client = NotebookClient(nb, timeout=None, kernel_name="python3", store_widget_state=True, extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(path.parent)}})
     client.execute()
     for i, source in skipped.items():
         nb.cells[i].source = source

@@ -29,7 +29,8 @@ def process_notebooks(root: Path) -> Path:
     import nbdev.serve
     nbdev.serve.FilterDefaults = filters.BookFilter
     stale = not (root / "_proc").exists() or (root / "_proc").stat().st_mtime < newest(HERE)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    sys.path.insert(0, str(root))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), str(root), os.environ.get("PYTHONPATH")]))
     return Path(nbdev.serve.proc_nbs(path=str(root / "nbs"), force=stale))
 
 

@@ -66,19 +66,20 @@ class ApiBlock(MarkdownRenderer):
             return "exception" if issubclass(self.sym, BaseException) else "class"
         return "method" if "." in self.nm else "function"
 
-    def module(self) -> str:
-        "The module's name where it isn't the page's own."
-        name = getattr(self.sym, "__module__", None) or ""
-        return name + "." if name.startswith("sftbook") else ""
+    def has_parameters(self) -> bool:
+        "An exception or a plain subclass that takes what its parent takes repeats nothing."
+        return not inspect.isclass(self.sym) or "__init__" in vars(self.sym)
 
     def signature(self) -> str:
-        if self.sig is None:
-            return "()"
+        if self.sig is None or not self.has_parameters():
+            return ""
         text = signature_text(self.sig)
         return "(...)" if unsafe(text) else text
 
     def table(self) -> str:
-        "Parameters, types, defaults and what they mean: only for what has something to say."
+        "Parameters, types and what they mean, where there is something to say."
+        if not self.has_parameters():
+            return ""
         docs = DocmentTbl(self.sym)
         rows = [(name, docs.dm[name]) for name in docs.params if name not in ("self", "cls") and name in docs.dm]
         rows = [(name, p) for name, p in rows if p["docment"] is not inspect._empty or p["anno"] is not inspect._empty]
@@ -116,6 +117,5 @@ class ApiBlock(MarkdownRenderer):
         inherited = inspect.isclass(self.sym) and "__doc__" not in vars(self.sym)
         generated = inspect.isclass(self.sym) and (self.sym.__doc__ or "").startswith(self.sym.__name__ + "(")  # a dataclass without one
         doc = "" if inherited or generated else (inspect.getdoc(self.sym) or "")
-        doc = doc.replace("$", "\\$")
-        parts = [f"::::{{py:{self.kind()}}} {self.module()}{self.nm}{self.signature()}", doc, self.table(), self.methods(), "::::"]
+        parts = [f"::::{{py:{self.kind()}}} {self.nm}{self.signature()}", doc.replace("$", "\\$"), self.table(), self.methods(), "::::"]
         return "\n\n".join(part for part in parts if part)

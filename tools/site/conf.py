@@ -17,7 +17,7 @@ language = "en"
 extensions = ["myst_nb", "sphinx_design", "sphinx-mathjax-offline"]
 if (root / "nbs" / "references.bib").exists():
     extensions.append("sphinxcontrib.bibtex")
-    bibtex_bibfiles = ["references.bib"]
+    bibtex_bibfiles = [str(root / "nbs" / "references.bib")]
     bibtex_default_style = "unsrt"
     bibtex_reference_style = "author_year"
 exclude_patterns = ["jupyter_execute", "**.ipynb_checkpoints"]
@@ -43,7 +43,8 @@ pygments_style = "a11y-high-contrast-light"
 html_theme = "sphinx_book_theme"
 html_static_path = ["static", str(root / "nbs" / "styles.css")] + ([str(vendored / "static")] if complete else [])
 html_css_files = ["styles.css"]
-html_js_files = (["mermaid/mermaid.min.js", "diagrams.js"] if complete else [])
+# before require.js, which would take Mermaid for one of its own modules
+html_js_files = [("mermaid/mermaid.min.js", {"priority": 90}), ("diagrams.js", {"priority": 91})] if complete else []
 html_favicon = "static/logo.svg"
 html_sourcelink_suffix = ""
 html_copy_source = True

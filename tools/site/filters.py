@@ -1,11 +1,18 @@
 """nbdev's filters for the book: the same as nbdev's own, but exported code stays to be read, and symbols get a table of parameters."""
-from nbdev.config import get_config
+import importlib
+import re
+from functools import reduce
+
+from nbdev.config import create_output, get_config
 from nbdev.processors import FilterDefaults
+from nbdev.process import Processor
+
+from apidoc import ApiBlock
 
 HIDDEN = {"hide", "default_exp"}
 EXPORTED = {"export", "exports", "exporti"}
-# rm_export drops exported cells, add_links links to a host, the two others move what we place ourselves
-NOT_OURS = {"rm_export", "add_links", "add_fold", "mv_exports"}
+# rm_export drops exported cells; add_links links to a host; exec_show_docs runs them again; the others move what we place ourselves
+NOT_OURS = {"rm_export", "add_links", "exec_show_docs", "add_fold", "mv_exports"}
 
 
 def mark_exported(cell):
@@ -18,10 +25,24 @@ def mark_exported(cell):
         cell.metadata["exported"] = True
 
 
+class show_symbols(Processor):
+    "`show_doc(name)` answered from the exported package: nothing in the notebook runs, and a dataclass has its source at hand."
+
+    def begin(self):
+        exported = [cell.directives_["default_exp"] for cell in self.nb.cells if "default_exp" in cell.directives_]
+        self.module = importlib.import_module(f"{get_config().lib_name}.{exported[0][0]}") if exported else None
+
+    def cell(self, cell):
+        shown = re.search(r"^show_doc\((.*?)\s*(?:,.*)?\)", cell.source, re.M) if cell.cell_type == "code" else None
+        if shown and self.module:
+            symbol = reduce(getattr, shown.group(1).split("."), self.module)
+            cell["outputs"] = create_output(ApiBlock(symbol, name=shown.group(1))._repr_markdown_(), "markdown")
+
+
 class BookFilter(FilterDefaults):
     "What `nbdev.serve.proc_nbs` applies to each notebook."
 
     def base_procs(self):
-        get_config().d["renderer"] = "apidoc.ApiBlock"
         ours = [proc for proc in super().base_procs() if proc.__name__ not in NOT_OURS]
-        return ours + [mark_exported]
+        where = [proc.__name__ for proc in ours].index("clean_show_doc")
+        return [*ours[:where], show_symbols, *ours[where:], mark_exported]

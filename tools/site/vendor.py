@@ -1,6 +1,7 @@
 """JavaScript that the site carries with it, so that no page asks another host for anything."""
 import base64
 import hashlib
+import re
 import shutil
 import subprocess
 import tarfile
@@ -46,9 +47,10 @@ def unpack(archive: Path, patterns: tuple, target: Path) -> None:
 
 
 def stay_home(embed: Path) -> None:
-    "The widget manager looks for missing modules at a public host and for its fonts beside the page: both point to our own folder."
+    "Missing modules are looked for in our folder, not at a public host; and a schema's style is not worth a line in the reader's console."
     text = embed.read_text(encoding="utf-8")
-    text = text.replace('"https://cdn.jsdelivr.net/npm/"', "window.sftbookWidgets").replace('.p=""', '.p=window.sftbookWidgets')
+    text = text.replace('"https://cdn.jsdelivr.net/npm/"', "window.sftbookWidgets")
+    text = re.sub(r"(`strict mode: [^{}]*\{[^{}]*\}`[^{}]*?)\w+\.self\.logger\.warn\(\w+\)", r"\1void 0", text)
     embed.write_text(text, encoding="utf-8")
 
 
