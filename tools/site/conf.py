@@ -38,7 +38,7 @@ add_module_names = False
 maximum_signature_line_length = 60
 python_display_short_literal_types = True
 toc_object_entries = False
-pygments_style = "a11y-high-contrast-light"
+pygments_style = "github-light"
 
 html_theme = "sphinx_book_theme"
 html_static_path = ["static", str(root / "nbs" / "styles.css")] + ([str(vendored / "static")] if complete else [])
@@ -58,9 +58,10 @@ html_theme_options = {
     "home_page_in_toc": True,
     "show_navbar_depth": 1,
     "show_toc_level": 2,
-    "pygments_light_style": "a11y-high-contrast-light",
-    "pygments_dark_style": "a11y-high-contrast-dark",
-    "extra_footer": "",
+    "pygments_light_style": "github-light",
+    "pygments_dark_style": "github-dark",
+    "navbar_persistent": [],
+    "footer_content_items": [],
 }
 
 
