@@ -1,0 +1,188 @@
+"The site: built from the notebooks, read in a browser from a folder, with every other host out of reach."
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+SITE = ROOT / "_docs"
+sys.path.insert(0, str(ROOT / "tools" / "site"))
+
+import chapters  # noqa: E402
+
+CONTENTS = yaml.safe_load((ROOT / "nbs" / "sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+PAGES = [name.removesuffix(".ipynb") for entry in CONTENTS for name in (entry["contents"] if isinstance(entry, dict) else [entry])]
+NO_NPM = "npm is missing: diagrams and widgets are left out of the site"
+
+
+# ---- the converter
+
+def test_callouts_become_admonitions():
+    assert chapters.convert_markdown("::: {.callout-note}\nText.\n:::", {}, "") == ":::::::::{note}\nText.\n:::::::::"
+    assert "{admonition} Read this\n:class: tip" in chapters.convert_markdown('::: {.callout-tip title="Read this"}\nText.\n:::', {}, "")
+
+
+def test_nested_divs_get_longer_fences_outside():
+    text = chapters.convert_markdown("::: {.cards}\n::: {.callout-note}\nText.\n:::\n:::", {}, "").split("\n")
+    assert len(text[0]) - len(text[0].lstrip(":")) > len(text[1]) - len(text[1].lstrip(":"))
+
+
+@pytest.mark.parametrize("text", ["::: {.callout-note}\nText.", "Text.\n:::"])
+def test_unbalanced_div_names_the_chapter(text):
+    with pytest.raises(chapters.SiteError, match="04_trainer"):
+        chapters.convert_markdown(text, {}, "04_trainer.ipynb")
+
+
+def test_symbols_citations_and_equations_are_linked_but_not_in_code():
+    symbols = {"Trainer": "sftbook.trainer.Trainer"}
+    text = chapters.convert_markdown("`Trainer` [@efron1979bootstrap] @eq-loss\n\n```python\n`Trainer` @eq-loss\n```", symbols, "")
+    assert text.startswith("[`Trainer`](#sftbook.trainer.Trainer) {footcite:p}`efron1979bootstrap` {eq}`eq-loss`")
+    assert text.endswith("```python\n`Trainer` @eq-loss\n```\n")
+
+
+def test_quarto_options_become_tags():
+    cell = {"source": "#| echo: false\n#| fig-cap: A curve\nplot()", "metadata": {}, "outputs": []}
+    made = chapters.code_cell(cell, {})
+    assert (made["source"], made["metadata"]["tags"], made["metadata"]["mystnb"]["figure"]["caption"]) == ("plot()", ["remove-input"], "A curve")
+
+
+def test_missing_and_unnamed_chapters_are_refused(tmp_path):
+    (tmp_path / "sidebar.yml").write_text("website: {sidebar: {contents: [index.ipynb, {section: One, contents: [10_lost.ipynb]}]}}")
+    (tmp_path / "index.ipynb").write_text("{}")
+    with pytest.raises(chapters.SiteError, match="do not exist: 10_lost.ipynb"):
+        chapters.read_sidebar(tmp_path)
+    (tmp_path / "10_lost.ipynb").write_text("{}")
+    (tmp_path / "11_new.ipynb").write_text("{}")
+    with pytest.raises(chapters.SiteError, match="does not name: 11_new.ipynb"):
+        chapters.read_sidebar(tmp_path)
+
+
+# ---- the built site
+
+@pytest.fixture(scope="module")
+def site():
+    "The site, built once (a second build takes what has not changed from the first)."
+    done = subprocess.run([sys.executable, "tools/site.py", "--output", str(SITE)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return SITE
+
+
+@pytest.fixture(scope="module")
+def browser(site, tmp_path_factory):
+    "Chromium that can reach no host."
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("chromium or chromedriver is missing")
+    from selenium import webdriver
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    profile = tmp_path_factory.mktemp("chromium")
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update",
+                 "disable-sync", f"user-data-dir={profile}", "host-resolver-rules=MAP * ~NOTFOUND", "window-size=1300,900"):
+        options.add_argument("--" + flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    found = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    found.get("about:blank")
+    logs(found)
+    yield found
+    found.quit()
+
+
+def logs(browser):
+    "(what the console said, the addresses asked for) since the last call."
+    said = [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")]
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return said, [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:", "chrome:"))]
+
+
+def visit(browser, page):
+    browser.get((SITE / page).as_uri())
+
+
+def until(browser, script, seconds=20):
+    "The script's value, once it is true."
+    end = time.monotonic() + seconds
+    while not (value := browser.execute_script("return " + script)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert value, f"never true: {script}"
+    return value
+
+
+@pytest.mark.parametrize("page", [*PAGES, "search", "genindex"])
+def test_page_is_quiet_and_asks_no_host(browser, page):
+    visit(browser, page + ".html")
+    until(browser, "document.readyState === 'complete'")
+    if browser.execute_script("return document.querySelectorAll('.math').length"):
+        until(browser, "document.querySelectorAll('mjx-container').length >= document.querySelectorAll('.math').length")
+    assert not browser.execute_script("return document.querySelectorAll('mjx-merror').length")
+    if shutil.which("npm") and browser.execute_script("return document.querySelectorAll('pre.mermaid').length"):
+        until(browser, "[...document.querySelectorAll('pre.mermaid')].every(e => e.querySelector('svg'))")
+    if shutil.which("npm") and browser.execute_script(f"return document.querySelectorAll('{WIDGET}').length"):
+        until(browser, "document.querySelector('.jupyter-widgets')")
+    assert logs(browser) == ([], [])
+
+
+@pytest.mark.parametrize("page", [*PAGES, "search"])
+def test_page_fits_a_phone(browser, page):
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=390, height=844, deviceScaleFactor=1, mobile=True))
+    try:
+        visit(browser, page + ".html")
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_search_finds_trainer(browser):
+    visit(browser, "search.html?q=Trainer")
+    links = until(browser, "[...document.querySelectorAll('ul.search a')].map(a => a.getAttribute('href'))")
+    assert any("04_trainer.html#sftbook.trainer.Trainer" in link for link in links), links
+
+
+def test_dark_mode_switches(browser):
+    visit(browser, "index.html")
+    colour = "getComputedStyle(document.body).backgroundColor"
+    seen = set()
+    for _ in range(3):  # auto, light, dark
+        seen.add(browser.execute_script("return " + colour))
+        mode = browser.execute_script("return document.documentElement.dataset.mode")
+        browser.execute_script("document.querySelector('button.theme-switch-button').click()")
+        until(browser, f"document.documentElement.dataset.mode !== '{mode}'")
+    assert len(seen) == 2, seen
+
+
+WIDGET = 'script[type="application/vnd.jupyter.widget-view+json"]'
+
+
+def test_widget_answers_without_python(browser):
+    if not shutil.which("npm"):
+        pytest.skip(NO_NPM)
+    visit(browser, "cases/20_text_classification.html")
+    until(browser, "document.querySelector('.jupyter-widgets textarea')")
+    shown = "document.querySelector('.jupyter-widgets textarea').closest('.jupyter-widgets').innerText"
+    before = browser.execute_script("return " + shown)
+    browser.execute_script("""const area = document.querySelector('.jupyter-widgets textarea');
+        area.value = 'The striker scored twice in the cup final'; area.dispatchEvent(new Event('input', {bubbles: true}));""")
+    until(browser, f"{shown} !== {json.dumps(before)}")
+
+
+def test_pages_name_no_other_host_for_what_they_load(site):
+    loads = re.compile(r"<(?:script|img|iframe|source)[^>]+src=[\"'](?:https?:)?//|<link[^>]+href=[\"'](?:https?:)?//[^>]+(?:stylesheet|icon|preload)|url\([\"']?https?://")
+    for path in [*site.rglob("*.html"), *site.rglob("*.css")]:
+        assert not loads.search(path.read_text(encoding="utf-8")), path
+
+
+def test_every_documented_parameter_table_is_there(site):
+    page = (site / "04_trainer.html").read_text(encoding="utf-8")
+    assert 'id="sftbook.trainer.Trainer"' in page and "api-parameters" in page
+
+
+def test_notebook_can_be_downloaded_as_it_is(site):
+    for page in PAGES:
+        assert (site / "_sources" / f"{page}.ipynb").read_bytes() == (ROOT / "nbs" / f"{page}.ipynb").read_bytes()
