@@ -51,6 +51,17 @@ def tidy(output):
     return output
 
 
+def merge(outputs):
+    "What was printed in several pieces is one piece for a reader."
+    merged = []
+    for output in outputs:
+        if merged and output.output_type == "stream" and merged[-1].output_type == "stream":
+            merged[-1].text += output.text
+        else:
+            merged.append(output)
+    return merged
+
+
 def clean_text(text):
     text = re.sub(r"(?<= at )0x[0-9a-f]{6,}", "0x...", text)
     return text.replace(str(ROOT) + os.sep, "").replace(str(Path.home()), "~")
@@ -73,7 +84,7 @@ def run(path):
     for cell in nb.cells:
         if cell.cell_type == "code":
             cell.execution_count, cell.metadata = None, nbformat.from_dict({})
-            cell.outputs = [o for o in map(tidy, cell.outputs) if o is not None]
+            cell.outputs = merge([o for o in map(tidy, cell.outputs) if o is not None])
     keep_metadata(nb)
     return nb, noise
 

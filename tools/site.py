@@ -17,6 +17,9 @@ sys.path.insert(0, str(HERE))
 import chapters  # noqa: E402
 import vendor  # noqa: E402
 
+# source maps, and the ways to load MathJax that the site does not use
+UNUSED = ["*.map", "tex-svg*", "tex-mml-*", "mml-*svg.js", "mml-chtml.js", "tex-chtml-full*", "latest.js", "node-main.js"]
+
 
 def newest(folder: Path) -> float:
     "The time of the last change to the Python files in `folder`."
@@ -41,6 +44,14 @@ def run_sphinx(source: Path, output: Path, work: Path, fresh: bool) -> int:
     return sphinx(["-q", "-W", "--keep-going", *flags, "-b", "html", "-c", str(HERE), "-d", str(work / "doctrees"), str(source), str(output)])
 
 
+def put_in_place(built: Path, output: Path) -> None:
+    "The finished site replaces the old one; a folder that holds anything else is left alone."
+    if output.exists() and any(output.iterdir()) and not (output / ".buildinfo").exists():
+        raise chapters.SiteError(f"{output} holds something that is not a site: name another folder")
+    shutil.rmtree(output, ignore_errors=True)
+    shutil.copytree(built, output, ignore=shutil.ignore_patterns(*UNUSED))
+
+
 def build(root: Path, output: Path, fresh: bool = False) -> int:
     "Build the site of the project in `root` into `output`; returns Sphinx's exit code."
     work = root / ".cache" / "site"
@@ -52,12 +63,12 @@ def build(root: Path, output: Path, fresh: bool = False) -> int:
     processed = process_notebooks(root)
     chapters.convert(root / "nbs", processed, work / "source", parts, widgets=not left_out)
     os.environ.update(SFTBOOK_SITE_ROOT=str(root), SFTBOOK_SITE_VENDOR=str(work / "vendor"))
-    code = run_sphinx(work / "source", output, work, fresh)
+    if code := run_sphinx(work / "source", work / "html", work, fresh):
+        return code
     for notebook in parts.notebooks:  # "download this notebook" gives the notebook itself, not the page made from it
-        target = output / "_sources" / notebook
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(root / "nbs" / notebook, target)
-    return code
+        shutil.copy(root / "nbs" / notebook, work / "html" / "_sources" / notebook)
+    put_in_place(work / "html", output)
+    return 0
 
 
 def main() -> int:

@@ -1,4 +1,5 @@
 """The book's table of contents, and its notebooks turned from nbdev's Quarto flavour into what MyST understands."""
+import ast
 import html
 import json
 import re
@@ -137,11 +138,11 @@ def convert_references(text: str) -> str:
 
 
 def link_symbols(text: str, symbols: dict[str, str]) -> str:
-    "`name` in backticks becomes a link where the book documents that name; headings stay as they are."
+    "`name` in backticks becomes a link where the book documents that name; headings and names of parameters stay as they are."
     def link(match):
         target = symbols.get(match.group(1)) or symbols.get(match.group(1).removeprefix("sftbook."))
         return f"[`{match.group(1)}{match.group(2) or ''}`](#{target})" if target else match.group(0)
-    return "\n".join(line if line.startswith("#") else CODE_SPAN.sub(link, line) for line in text.split("\n"))
+    return "\n".join(line if line.startswith(("#", ":::", "| `")) else CODE_SPAN.sub(link, line) for line in text.split("\n"))
 
 
 def convert_markdown(text: str, symbols: dict[str, str], where: str) -> str:
@@ -186,14 +187,24 @@ def as_is(cell: dict, symbols: dict[str, str]) -> list[dict]:
     for output in cell.get("outputs", []):
         text = joined(output.get("data", {}).get("text/markdown")) or joined(output.get("text"))
         if text.strip():
-            found.append(markdown_cell(link_symbols(text, symbols) if not text.startswith("::::{py:") else text))
+            found.append(markdown_cell(link_symbols(text, symbols)))
     return found
 
 
-def source_block(code: str) -> dict:
-    "Exported code: open, because it is there to be read."
-    opening, closing = ("```{{raw}} html\n{}\n```".format(text) for text in ('<details class="source" open><summary>Source</summary>', "</details>"))
-    return markdown_cell(f"{opening}\n\n````python\n{code.strip()}\n````\n\n{closing}")
+def source_block(code: str, summary: str = "Source", opened: bool = True) -> dict:
+    "Code that can be folded away. What is exported is open, because it is there to be read."
+    opening = f'<details class="source"{" open" if opened else ""}><summary>{summary}</summary>'
+    before, after = (f"```{{raw}} html\n{text}\n```" for text in (opening, "</details>"))
+    return markdown_cell(f"{before}\n\n````python\n{code.strip()}\n````\n\n{after}")
+
+
+def only_imports(code: str) -> bool:
+    "Four lines of imports or more: nobody reads those, and nobody may miss them."
+    try:
+        found = ast.parse(code).body
+    except SyntaxError:
+        return False
+    return code.strip().count("\n") >= 3 and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in found)
 
 
 def code_cell(cell: dict, symbols: dict[str, str]) -> dict | None:
@@ -202,6 +213,8 @@ def code_cell(cell: dict, symbols: dict[str, str]) -> dict | None:
     tags = [tag for (key, value), tag in TAGS.items() if options.get(key, "").lower() == value]
     if "remove-cell" in tags or not code.strip():
         return None
+    if only_imports(code) and not cell.get("outputs") and "remove-input" not in tags:
+        return source_block(code, "Imports", opened=False)
     metadata = {"tags": tags}
     if caption := options.get("fig-cap") or options.get("tbl-cap"):
         metadata["mystnb"] = {"figure": {"caption": caption, **({"name": options["label"]} if "label" in options else {})}}
@@ -244,17 +257,18 @@ def convert_cells(cells: list[dict], symbols: dict[str, str], where: str) -> lis
     return out
 
 
-def heading(cells: list[dict], module: str) -> list[dict]:
-    "nbdev has made the title a front matter: back to a heading, a lead paragraph and the module that the page documents."
-    found = next((yaml.safe_load(joined(c["source"]).strip().strip("-")) for c in cells if c["cell_type"] == "raw"), None) or {}
-    if "title" not in found:
-        raise SiteError("no title")
-    lines = [f"# {found['title']}"]
-    if lead := found.get("description"):
-        lines.append(f":::{{div}} lead\n{lead}\n:::")
-    if module:
-        lines.append(f"```{{py:currentmodule}} {module}\n```")
-    return [markdown_cell("\n\n".join(lines))]
+TITLE = re.compile(r"^# .+$", re.M)
+LEAD = re.compile(r"^> (.+)$", re.M)
+
+
+def head_page(cells: list[dict], module: str) -> None:
+    "Below the title: the `>` line as the lead paragraph, and the module that the page documents."
+    first = next((cell for cell in cells if cell["cell_type"] == "markdown" and TITLE.search(joined(cell["source"]))), None)
+    if not first:
+        raise SiteError("no title: the first Markdown cell starts with `# `")
+    text = LEAD.sub(lambda match: f"::: {{.lead}}\n{match[1]}\n:::", joined(first["source"]), count=1)
+    current = f"\n\n```{{py:currentmodule}} {module}\n```\n" if module else ""
+    first["source"] = TITLE.sub(lambda match: match[0] + current, text, count=1)
 
 
 # ---- the whole book
@@ -307,7 +321,8 @@ def convert(nbs: Path, processed: Path, target: Path, parts: Parts, widgets: boo
         if not widgets:
             strip_widgets(book)
         try:
-            book["cells"] = heading(book["cells"], modules[name]) + convert_cells(book["cells"], symbols, name)
+            head_page(book["cells"], modules[name])
+            book["cells"] = convert_cells(book["cells"], symbols, name)
         except SiteError as error:
             raise SiteError(f"nbs/{name}: {error}") from error
         if any("{footcite:" in cell["source"] for cell in book["cells"] if cell["cell_type"] == "markdown"):

@@ -50,6 +50,8 @@ html_sourcelink_suffix = ""
 html_copy_source = True
 html_last_updated_fmt = None
 html_show_sphinx = False
+html_show_search_summary = False  # it would fetch the pages found, which a site opened from a folder may not
+html_context = {"default_mode": "auto"}
 html_theme_options = {
     "logo": {"text": project, "image_light": "logo.svg", "image_dark": "logo.svg", "alt_text": project},
     "use_download_button": True,

@@ -11,8 +11,9 @@ from apidoc import ApiBlock
 
 HIDDEN = {"hide", "default_exp"}
 EXPORTED = {"export", "exports", "exporti"}
-# rm_export drops exported cells; add_links links to a host; exec_show_docs runs them again; the others move what we place ourselves
-NOT_OURS = {"rm_export", "add_links", "exec_show_docs", "add_fold", "mv_exports"}
+# FrontmatterProc drops what follows the title in its cell; rm_export drops exported cells; add_links links to a host;
+# exec_show_docs runs exported cells again; the others move what we place ourselves
+NOT_OURS = {"FrontmatterProc", "rm_export", "add_links", "exec_show_docs", "add_fold", "mv_exports"}
 
 
 def mark_exported(cell):
@@ -35,7 +36,10 @@ class show_symbols(Processor):
     def cell(self, cell):
         shown = re.search(r"^show_doc\((.*?)\s*(?:,.*)?\)", cell.source, re.M) if cell.cell_type == "code" else None
         if shown and self.module:
-            symbol = reduce(getattr, shown.group(1).split("."), self.module)
+            try:
+                symbol = reduce(getattr, shown.group(1).split("."), self.module)
+            except AttributeError as error:
+                raise RuntimeError(f"{self.module.__name__} has no {shown.group(1)}: run nbdev_export first") from error
             cell["outputs"] = create_output(ApiBlock(symbol, name=shown.group(1))._repr_markdown_(), "markdown")
 
 

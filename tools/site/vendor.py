@@ -7,6 +7,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+from chapters import SiteError
+
 # package@version, sha512 of the archive, members wanted, folder below _static
 PACKAGES = [
     ("mermaid@11.17.2", "V6K3C8EBdEsPFZXSKMJe6ppQOENxuHARr9GvHX4hh47lAbhMRD9qf4oEK7LoaRQxULMa80/qt5gHO73aCleBBg==", ("dist/mermaid.min.js",), "mermaid"),
@@ -32,7 +34,7 @@ def pack(package: str, integrity: str, archives: Path) -> Path:
         next(fetched.glob("*.tgz")).rename(archive)
     if digest(archive) != integrity:
         archive.unlink()
-        raise ValueError(f"{package}: the archive's checksum is not the pinned one")
+        raise SiteError(f"{package}: the archive's checksum is not the pinned one")
     return archive
 
 
@@ -72,7 +74,7 @@ def collect(folder: Path) -> list[str]:
         for package, integrity, patterns, target in PACKAGES:
             unpack(pack(package, integrity, folder), patterns, static / target)
     except (OSError, subprocess.SubprocessError) as error:
-        return [f"diagrams stay text and widgets stay pictures of themselves: npm could not deliver {package} ({type(error).__name__})"]
+        return [f"diagrams are shown as text and widgets as their names, because npm could not deliver {package} ({type(error).__name__})"]
     stay_home(static / "widgets" / "embed-amd.js")
     anywidget(static / "widgets")
     done.write_text(key)
