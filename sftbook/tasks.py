@@ -150,6 +150,7 @@ class FineTuned:
     task:Task # what it was trained for
     model:nn.Module # trained, in evaluation mode
     result:TrainingResult # losses, evaluations and cost
+    truncated:int = 0 # training rows that were cut
 
 # %% ../nbs/06_tasks.ipynb #84a35ba8
 def fine_tune(task:Task, # what to train for
@@ -165,11 +166,11 @@ def fine_tune(task:Task, # what to train for
     "Fine-tune a model on labelled rows; raises what `Trainer.fit` raises."
     torch.manual_seed(config.seed)
     model = task.init_model() if model is None else model
-    features = task.encode(rows)
+    features, truncated = task.encode(rows), getattr(task, "truncated", 0)
     evaluate = None if validation_rows is None else lambda m: {k: v.value for k, v in task.metrics(predict(task, m, validation_rows), validation_rows).metrics.items()}
     trainer = Trainer(model, task.loss, task.collate, config, evaluate=evaluate, checkpoints=checkpoints, progress=progress)
     result = trainer.fit(features, resume=resume, identity=fingerprint(json.dumps(features), json.dumps(task_settings(task))))
-    return FineTuned(task, model, result)
+    return FineTuned(task, model, result, truncated)
 
 # %% ../nbs/06_tasks.ipynb #77fdcc27
 def task_settings(task:Task, # any task
