@@ -60,7 +60,7 @@ def _prepare(data, text, label, merge_labels, max_characters, test_size, seed):
     from sftbook.corpora import load_rows
     from sftbook.preprocessing import audit, deduplicate, duplicate_clusters, split_rows
     rows = load_rows(data, text=text, label=label, merge_labels=merge_labels, max_characters=max_characters)
-    print(f"\nLooking at {data}\n\n{audit(rows)}\n", flush=True)
+    print(f"\nLooking at {data}\n\n{audit(rows)}\n{rows.info.description}", flush=True)
     rows, dropped = deduplicate(rows)
     if len(set(rows["label"])) < 2: raise DataError("without copies and contradictions, fewer than two classes are left", where=str(data), remedy="look at the label column")
     clusters = duplicate_clusters(list(rows["text"]))
@@ -78,7 +78,7 @@ def _train(task, rows, config, checkpoints, resume):
     model = task.init_model()
     print("fitting the head on features of the frozen encoder ...", flush=True)
     some = rows.shuffle(seed=config.seed).select(range(min(len(rows), 512)))  # enough for a start; the rest of the rows costs time only
-    fit_head(model, pooled_features(task, model, some), some["label"])
+    if len(set(some["label"])) > 1: fit_head(model, pooled_features(task, model, some), some["label"])
     tuned = fine_tune(task, rows, config=config, model=model, checkpoints=checkpoints, resume=resume, progress=True)
     for message in tuned.result.messages: print(message)
     if tuned.truncated: print(f"{tuned.truncated:,} of {len(rows):,} texts are longer than {task.max_length} tokens and were cut there")
@@ -161,11 +161,12 @@ def evaluate(run:Annotated[Path, typer.Argument(help="folder of a saved run")],
 def _match_labels(rows, labels, data):
     "Rows with the label ids of the run."
     from datasets import ClassLabel
+    from sftbook.core import quiet
     names = rows.features["label"].names
     unknown = sorted(set(names) - set(labels))
     if unknown: raise DataError(f"labels that the run does not know: {', '.join(map(repr, unknown))}", where=str(data), remedy=f"it knows: {', '.join(map(repr, labels))}")
     ids = [labels.index(names[i]) for i in rows["label"]]
-    return rows.remove_columns("label").add_column("label", ids).cast_column("label", ClassLabel(names=labels))
+    with quiet(): return rows.remove_columns("label").add_column("label", ids, feature=ClassLabel(names=labels))
 
 # %% ../nbs/08_cli.ipynb #f8ce895d
 @app.command()

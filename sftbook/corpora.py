@@ -259,10 +259,12 @@ def load_rows(source:str|Path, # name of a corpus, a .csv, .tsv, .jsonl, .json o
     columns = dict(text=[r[text] for _, r in records], file=[Path(source).name]*len(records), row=[n for n, _ in records])
     features = dict(text=Value("string"), file=Value("string"), row=Value("int64"))
     if label:
-        labels, _ = _check_labels(source, [str(r[label]) for _, r in records], merge_labels)
+        labels, merged = _check_labels(source, [str(r[label]) for _, r in records], merge_labels)
         features["label"] = ClassLabel(names=sorted(set(labels)))
         columns["label"] = [features["label"].str2int(name) for name in labels]
-    return Dataset.from_dict(columns, features=Features(features))
+    rows = Dataset.from_dict(columns, features=Features(features))
+    if label and merged: rows.info.description = f"labels: {merged} spellings were merged into the most frequent one of their class"
+    return rows
 
 # %% ../nbs/01_corpora.ipynb #3b013bbd
 def _load_from_hub(name, text, label):
