@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -93,7 +94,7 @@ def _measure(task, tuned, train, test, seconds):
     print("\nmeasuring on the test rows ...\n", flush=True)
     baselines = {"majority": majority_baseline(train["label"], len(test)), "TF-IDF + linear": linear_baseline(train["text"], train["label"], test["text"])}
     report = task.metrics(predict(task, tuned.model, test), test, baselines=baselines)
-    report.extra = {"training": tuned.result.to_dict(), "seconds": round(seconds, 1), "mfu": round(tuned.result.mfu, 2), "hardware": str(hardware()), "truncated": tuned.truncated}
+    report.extra = {"training": tuned.result.to_dict(), "truncated": tuned.truncated, "mfu": round(tuned.result.mfu, 2), "seconds_with_preparation": round(seconds, 1), "hardware": asdict(hardware())}
     return report
 
 # %% ../nbs/08_cli.ipynb #bbad87c1

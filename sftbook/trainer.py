@@ -216,7 +216,7 @@ class _Progress:
     "A bar with loss, rows a second and the time left; silent when not wanted."
     def __init__(self, total, done, show):
         from tqdm import tqdm
-        self.bar = tqdm(total=total, initial=done, disable=not show, unit="step", bar_format="{desc}{percentage:3.0f}% |{bar:24}| {n}/{total} steps, {postfix}, {remaining} left")
+        self.bar = tqdm(total=total, initial=done, disable=not show, unit="step", bar_format="{desc}{percentage:3.0f}% |{bar:24}| {n}/{total} steps{postfix}, {remaining} left")
         self.start, self.rows = time.perf_counter(), 0
 
     def update(self, state, rows):
