@@ -23,7 +23,7 @@ $(BIN)/python:
 
 $(VENV)/installed: $(BIN)/python $(PROJECT)
 	@echo "installing sftbook into $(VENV) ..."
-	@$(INSTALL) "setuptools>=77" wheel
+	@$(INSTALL) "setuptools>=77" setuptools-scm wheel  # to build sftbook, and seqeval, which comes as source
 	@$(INSTALL) torch
 	@$(INSTALL) --no-build-isolation -e .
 	@touch $@

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SftbookError', 'ConfigError', 'CorpusError', 'CheckpointError', 'TrainingError', 'DataError', 'profile_name',
            'profile', 'set_seed', 'row_seed', 'atomic_folder', 'write_text', 'write_json', 'read_json', 'sha256',
-           'write_manifest', 'check_manifest', 'cache_dir', 'quiet', 'pick_dtype', 'Hardware', 'hardware',
-           'matmul_ceiling', 'Cost', 'cost']
+           'write_manifest', 'check_manifest', 'cache_dir', 'quiet', 'matmul_ceiling', 'pick_dtype', 'Hardware',
+           'hardware', 'Cost', 'cost']
 
 # %% ../nbs/00_core.ipynb #9a7bd0c8
 import contextlib
@@ -222,45 +222,14 @@ def _disable_bars():
         datasets.disable_progress_bars()
     return restore
 
-# %% ../nbs/00_core.ipynb #7677bbdd
-def pick_dtype(device:str="cpu", # "cpu" or "cuda"
-              ): # torch.bfloat16 or torch.float32
-    "The format in which matrix products are fast: bfloat16 where `device` multiplies it natively, else float32."
-    import torch
-    if device == "cuda": native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else: native = device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return torch.bfloat16 if native else torch.float32
-
-# %% ../nbs/00_core.ipynb #469691d1
-@dataclass(frozen=True)
-class Hardware:
-    "What a result was computed on."
-    processor:str # instruction set that matters, such as "x86_64 AVX2"
-    cores:int # that this process may use
-    memory_gib:int # of the machine
-    accelerator:str # name of the GPU, or "none"
-    bf16:bool # whether bfloat16 is multiplied natively
-
-    def __str__(self): return f"{self.processor}, {self.cores} cores, {self.memory_gib} GiB, GPU: {self.accelerator}, native bfloat16: {'yes' if self.bf16 else 'no'}"
-
-@lru_cache
-def hardware() -> Hardware: # of this machine
-    "Look at the machine."
-    import torch
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
-    return Hardware(f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}", cores, round(memory/2**30), gpu, pick_dtype("cuda" if gpu != "none" else "cpu") == torch.bfloat16)
-
 # %% ../nbs/00_core.ipynb #adfc7ae9
 @lru_cache
-def matmul_ceiling(dtype=None, # torch.float32 or torch.bfloat16; `pick_dtype(device)` when None
+def matmul_ceiling(dtype, # torch.float32 or torch.bfloat16
                    device:str="cpu", # "cpu" or "cuda"
                    seconds:float=0.3, # how long to measure, three times
                   ) -> float: # floating-point operations a second
     "Measure how fast this machine multiplies matrices of the shapes of a small Transformer; the best of three."
     import torch
-    dtype = dtype or pick_dtype(device)
     a, b = torch.randn(4096, 384, device=device, dtype=dtype), torch.randn(384, 1536, device=device, dtype=dtype)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     best = 0.
@@ -272,6 +241,38 @@ def matmul_ceiling(dtype=None, # torch.float32 or torch.bfloat16; `pick_dtype(de
             n += 1
         best = max(best, n*2*4096*384*1536/(time.perf_counter() - start))
     return best
+
+# %% ../nbs/00_core.ipynb #7677bbdd
+@lru_cache
+def pick_dtype(device:str="cpu", # "cpu" or "cuda"
+              ): # torch.bfloat16 or torch.float32
+    "The format in which matrix products are fast: bfloat16 where `device` multiplies it natively (and, on a processor, measurably faster), else float32."
+    import torch
+    if device == "cuda": fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else: fast = (device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+                  and matmul_ceiling(torch.bfloat16, seconds=0.02) > 1.2*matmul_ceiling(torch.float32, seconds=0.02))
+    return torch.bfloat16 if fast else torch.float32
+
+# %% ../nbs/00_core.ipynb #469691d1
+@dataclass(frozen=True)
+class Hardware:
+    "What a result was computed on."
+    processor:str # instruction set that matters, such as "x86_64 AVX2"
+    cores:int # that this process may use
+    memory_gib:int # of the machine
+    accelerator:str # name of the GPU, or "none"
+    bf16:bool # whether bfloat16 is the faster format
+
+    def __str__(self): return f"{self.processor}, {self.cores} cores, {self.memory_gib} GiB, GPU: {self.accelerator}, fast bfloat16: {'yes' if self.bf16 else 'no'}"
+
+@lru_cache
+def hardware() -> Hardware: # of this machine
+    "Look at the machine."
+    import torch
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    return Hardware(f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}", cores, round(memory/2**30), gpu, pick_dtype("cuda" if gpu != "none" else "cpu") == torch.bfloat16)
 
 # %% ../nbs/00_core.ipynb #cf140b9e
 @dataclass

@@ -42,7 +42,7 @@ class TrainingConfig:
     lr_scheduler_type:str = "linear" # "linear", "cosine" or "constant" after the warm-up
     max_grad_norm:float = 1.0 # longer gradients are scaled down to this norm
     seed:int = 42 # of the order of rows, dropout and augmentation
-    bf16:bool|None = None # True or False; None: where the hardware multiplies bfloat16 natively
+    bf16:bool|None = None # True or False; None: where the hardware is faster with it
     save_steps:int|None = None # updates between checkpoints; None: at the end of each epoch
     save_total_limit:int = 2 # checkpoints kept
     metric_for_best_model:str|None = None # key of what `evaluate` returns; the best weights are put back at the end
@@ -115,6 +115,7 @@ def scale_gradients(parameters:list[nn.Parameter], # with gradients of a summed 
 @dataclass
 class TrainingState:
     "Everything a run needs to go on, besides tensors."
+    dtype:str = "" # of the matrix products: "float32" or "bfloat16"
     step:int = 0 # updates done
     epoch:int = 0 # current epoch, from 0
     position:int = 0 # updates done in the current epoch
@@ -231,10 +232,9 @@ class _Progress:
 # %% ../nbs/04_trainer.ipynb #b6e07264
 class _Step:
     "One update of the weights: forward and backward passes, division, clipping, the optimizer."
-    def __init__(self, accelerator, model, optimizer, loss, collate, config):
-        self.accelerator, self.model, self.optimizer, self.loss, self.collate, self.config = accelerator, model, optimizer, loss, collate, config
-        dtype = pick_dtype(accelerator.device.type) if config.bf16 is None else torch.bfloat16 if config.bf16 else torch.float32
-        self.dtype, self.parameters = dtype, [p for p in model.parameters() if p.requires_grad]
+    def __init__(self, accelerator, model, optimizer, loss, collate, config, dtype):
+        self.accelerator, self.model, self.optimizer, self.loss, self.collate, self.config, self.dtype = accelerator, model, optimizer, loss, collate, config, dtype
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def autocast(self): return torch.autocast(self.accelerator.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
@@ -322,9 +322,14 @@ class _RunStart:
         model.to(self.accelerator.device)
         self.wrapped = self.accelerator.prepare_model(model)
         self.optimizer = optimizer
-        self.step = _Step(self.accelerator, self.wrapped, optimizer, self.trainer.loss, self.trainer.collate, self.config)
         if self.trainer.checkpoints: self.find_checkpoint(resume)
+        if not self.state.dtype: self.state.dtype = self.pick_dtype()  # a resumed run keeps its own
+        self.step = _Step(self.accelerator, self.wrapped, optimizer, self.trainer.loss, self.trainer.collate, self.config, getattr(torch, self.state.dtype))
         self.bar = _Progress(self.total, self.state.step, self.trainer.progress and self.accelerator.is_main_process)
+
+    def pick_dtype(self):
+        if self.config.bf16 is not None: return "bfloat16" if self.config.bf16 else "float32"
+        return str(pick_dtype(self.accelerator.device.type)).removeprefix("torch.")
 
     def find_checkpoint(self, resume):
         folder = self.trainer.checkpoints
@@ -384,15 +389,17 @@ class _Run(_RunStart):
     def end(self):
         if self.best: self.trainer.model.load_state_dict(self.best)
         self.trainer.model.eval()
-        return TrainingResult(self.state, str(self.step.dtype).removeprefix("torch."), self.messages)
+        return TrainingResult(self.state, self.messages)
 
 # %% ../nbs/04_trainer.ipynb #d8c67abc
 @dataclass
 class TrainingResult:
     "What a training run did and what it cost."
     state:TrainingState # losses, evaluations, counters
-    dtype:str # of the matrix products: "float32" or "bfloat16"
     messages:list[str] = field(default_factory=list) # what a reader should know: a resume, a damaged checkpoint
+
+    @property
+    def dtype(self): return self.state.dtype
 
     @property
     def rows_per_second(self): return self.state.rows/max(self.state.seconds, 1e-9)

@@ -14,7 +14,7 @@ import traitlets
 def linear_weights(texts:list[str], # to learn from
                    labels:list[int], # class ids
                    words:int=3000, # most frequent words that are kept
-                  ) -> dict: # weights (word -> one number a class), idf (word -> number), bias (one number a class)
+                  ) -> dict: # words, weights (a row a word, a number a class), idf (a number a word), bias (a number a class)
     "A TF-IDF and logistic regression model as plain numbers, small enough for a web page."
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -22,18 +22,17 @@ def linear_weights(texts:list[str], # to learn from
     model = LogisticRegression(C=10, max_iter=1000).fit(vectors.fit_transform(texts), labels)
     weights = model.coef_ if len(model.classes_) > 2 else np.stack([-model.coef_[0], model.coef_[0]])/2
     bias = model.intercept_ if len(model.classes_) > 2 else np.array([-1, 1])*model.intercept_/2
-    names = vectors.get_feature_names_out()
-    return dict(weights={w: weights[:, i].round(2).tolist() for i, w in enumerate(names)}, idf={w: round(float(v), 2) for w, v in zip(names, vectors.idf_)}, bias=bias.round(3).tolist())
+    return dict(words=vectors.get_feature_names_out().tolist(), weights=weights.T.round(2).tolist(), idf=vectors.idf_.round(2).tolist(), bias=bias.round(3).tolist())
 
 # %% ../../nbs/cases/20_text_classification.ipynb #b162f674
 _VIEW = """
 function probabilities(model, text) {
-  const weights = model.get("weights"), idf = model.get("idf"), counts = new Map();
+  const weights = model.get("weights"), idf = model.get("idf"), place = new Map(model.get("words").map((word, i) => [word, i])), counts = new Map();
   for (const word of text.toLowerCase().match(/[\\p{L}\\p{N}_]{2,}/gu) ?? [])
-    if (Object.hasOwn(weights, word)) counts.set(word, (counts.get(word) ?? 0) + 1);
-  const values = [...counts].map(([word, n]) => [word, (1 + Math.log(n)) * idf[word]]);
+    if (place.has(word)) counts.set(place.get(word), (counts.get(place.get(word)) ?? 0) + 1);
+  const values = [...counts].map(([i, n]) => [i, (1 + Math.log(n)) * idf[i]]);
   const norm = Math.hypot(...values.map(([, v]) => v)) || 1;
-  const scores = model.get("bias").map((b, c) => values.reduce((sum, [word, v]) => sum + v / norm * weights[word][c], b));
+  const scores = model.get("bias").map((b, c) => values.reduce((sum, [i, v]) => sum + v / norm * weights[i][c], b));
   const powers = scores.map(s => Math.exp(s - Math.max(...scores))), total = powers.reduce((a, b) => a + b);
   return powers.map(p => p / total);
 }
@@ -77,8 +76,9 @@ class ClassProbabilities(anywidget.AnyWidget):
     _esm, _css = _VIEW, _STYLE
     text = traitlets.Unicode().tag(sync=True)
     labels = traitlets.List().tag(sync=True)
-    weights = traitlets.Dict().tag(sync=True)
-    idf = traitlets.Dict().tag(sync=True)
+    words = traitlets.List().tag(sync=True)
+    weights = traitlets.List().tag(sync=True)
+    idf = traitlets.List().tag(sync=True)
     bias = traitlets.List().tag(sync=True)
     probabilities = traitlets.List().tag(sync=True)
     answered = traitlets.Unicode().tag(sync=True)

@@ -59,8 +59,10 @@ def with_transformers(task, features, config, bf16):
     with tempfile.TemporaryDirectory() as folder, quiet():
         settings = transformers.TrainingArguments(
             folder, learning_rate=config.learning_rate, num_train_epochs=config.num_train_epochs, per_device_train_batch_size=config.per_device_train_batch_size, weight_decay=config.weight_decay,
-            warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm, seed=config.seed, bf16=bf16, save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True)
+            warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm, seed=config.seed, bf16=bf16, save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available())
         trainer = transformers.Trainer(model, settings, train_dataset=features, data_collator=transformers.DataCollatorWithPadding(task.tokenizer))
+        trainer.remove_callback(transformers.PrinterCallback)
         start = time.perf_counter()
         trainer.train()
     return model, time.perf_counter() - start
