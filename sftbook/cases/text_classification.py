@@ -13,12 +13,12 @@ import traitlets
 # %% ../../nbs/cases/20_text_classification.ipynb #ce6001cb
 def linear_weights(texts:list[str], # to learn from
                    labels:list[int], # class ids
-                   words:int=3000, # most frequent words that are kept
+                   share:float=0.01, # of the texts a word must stand in to be kept
                   ) -> dict: # words, weights (a row a word, a number a class), idf (a number a word), bias (a number a class)
     "A TF-IDF and logistic regression model as plain numbers, small enough for a web page."
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    vectors = TfidfVectorizer(sublinear_tf=True, max_features=words)
+    vectors = TfidfVectorizer(sublinear_tf=True, min_df=share)
     model = LogisticRegression(C=10, max_iter=1000).fit(vectors.fit_transform(texts), labels)
     weights = model.coef_ if len(model.classes_) > 2 else np.stack([-model.coef_[0], model.coef_[0]])/2
     bias = model.intercept_ if len(model.classes_) > 2 else np.array([-1, 1])*model.intercept_/2
