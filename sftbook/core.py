@@ -243,14 +243,12 @@ def matmul_ceiling(dtype, # torch.float32 or torch.bfloat16
     return best
 
 # %% ../nbs/00_core.ipynb #7677bbdd
-@lru_cache
 def pick_dtype(device:str="cpu", # "cpu" or "cuda"
               ): # torch.bfloat16 or torch.float32
-    "The format in which matrix products are fast: bfloat16 where `device` multiplies it natively (and, on a processor, measurably faster), else float32."
+    "The format in which matrix products are fast: bfloat16 on GPUs that multiply it natively and processors with AMX, else float32."
     import torch
     if device == "cuda": fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else: fast = (device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-                  and matmul_ceiling(torch.bfloat16, seconds=0.02) > 1.2*matmul_ceiling(torch.float32, seconds=0.02))
+    else: fast = device == "cpu" and torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
 
 # %% ../nbs/00_core.ipynb #469691d1

@@ -405,6 +405,7 @@ def _sections(report):
         yield "Classes", ["class", "rows", "precision", "recall", "F1"], [[c["label"], c["support"], percent(c["precision"]), percent(c["recall"]), c["f1"] or "–"] for c in report.per_class]
     if report.confusion: yield _confusion_section(report)
     flat = [(k, v) for name, part in report.extra.items() for k, v in (part.items() if isinstance(part, dict) else [(name, part)])]
+    flat = [(k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in flat if v not in (None, [], "")]
     if flat: yield "Settings and cost", ["what", "value"], flat
 
 # %% ../nbs/05_evaluation.ipynb #297a4c36
