@@ -226,9 +226,9 @@ def _disable_bars():
 @lru_cache
 def matmul_ceiling(dtype, # torch.float32 or torch.bfloat16
                    device:str="cpu", # "cpu" or "cuda"
-                   seconds:float=0.3, # how long to measure, three times
+                   seconds:float=0.3, # how long to measure, four times
                   ) -> float: # floating-point operations a second
-    "Measure how fast this machine multiplies matrices of the shapes of a small Transformer; the best of three."
+    "Measure how fast this machine multiplies matrices of the shapes of a small Transformer; the best of four."
     import torch
     a, b = torch.randn(4096, 384, device=device, dtype=dtype), torch.randn(384, 1536, device=device, dtype=dtype)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None

@@ -1,6 +1,7 @@
 "Training as behaviour: killed processes, damaged checkpoints, broken rows, several processes."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from sftbook import trainer
 from sftbook.core import ConfigError, TrainingError
 from sftbook.preprocessing import pad_batch
 from sftbook.trainer import Trainer, TrainingConfig
@@ -132,6 +134,23 @@ def test_a_cut_checkpoint_is_skipped_and_said(tmp_path):
     assert any("damaged" in m and newest.name in m for m in result.messages)
     assert result.state.step == first.state.step
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters()))
+
+
+@pytest.mark.parametrize("began, elsewhere", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_a_resumed_run_keeps_its_number_format(tmp_path, monkeypatch, began, elsewhere):
+    config, seen = TrainingConfig(num_train_epochs=2), []
+
+    def loss(model, batch):
+        seen.append(model.head(torch.zeros(1, model.head.in_features)).dtype)
+        return words_loss(model, batch)
+
+    monkeypatch.setattr(trainer, "pick_dtype", lambda device: began)
+    Trainer(Words(), loss, collate, config, checkpoints=tmp_path).fit(words_rows())
+    shutil.rmtree(sorted(tmp_path.glob("step-*"))[-1])
+    monkeypatch.setattr(trainer, "pick_dtype", lambda device: elsewhere)
+    result = Trainer(Words(), loss, collate, config, checkpoints=tmp_path).fit(words_rows(), resume=True)
+    assert any("resumed" in m for m in result.messages)
+    assert result.dtype == str(began).removeprefix("torch.") and set(seen) == {began}
 
 
 def test_a_checkpoint_of_other_rows_is_refused(tmp_path):
