@@ -24,7 +24,7 @@ def load_tokenizer(checkpoint:str, # name in the book's registry, folder, or hub
     "Load the tokenizer that belongs to `checkpoint`; raises `CheckpointError`."
     from transformers import AutoTokenizer
     try:
-        with quiet(): tokenizer = AutoTokenizer.from_pretrained(checkpoint_path(checkpoint))
+        with quiet(): tokenizer = AutoTokenizer.from_pretrained(checkpoint_path(checkpoint), **_gguf_file(checkpoint))
     except (OSError, ValueError) as e:
         raise _cannot_load(checkpoint, "tokenizer", e) from e
     if max_length: tokenizer.model_max_length = max_length
@@ -34,6 +34,12 @@ def _cannot_load(checkpoint, what, error):
     first_line = str(error).strip().splitlines()[0]
     return CheckpointError(f"no {what} could be loaded: {first_line}", where=f"checkpoint {checkpoint}",
                            remedy="give a name from `sftbook fetch`, a folder that save_pretrained wrote, or a hub id that can be reached")
+
+def _gguf_file(checkpoint):
+    "The argument with which transformers opens a folder that holds one GGUF file (weights and tokenizer in one) and no config.json."
+    folder = Path(checkpoint_path(checkpoint))
+    files = [] if (folder/"config.json").is_file() else sorted(folder.glob("*.gguf"))
+    return {"gguf_file": files[0].name} if len(files) == 1 else {}
 
 # %% ../nbs/03_model.ipynb #20f640d9
 def load_model(auto_class:str, # name of a class of transformers, such as "AutoModelForSequenceClassification"
@@ -45,7 +51,7 @@ def load_model(auto_class:str, # name of a class of transformers, such as "AutoM
     try:
         with quiet():
             return getattr(transformers, auto_class).from_pretrained(
-                checkpoint_path(checkpoint), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **config)
+                checkpoint_path(checkpoint), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **_gguf_file(checkpoint), **config)
     except (OSError, ValueError) as e:
         raise _cannot_load(checkpoint, "model", e) from e
 
