@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .core import CheckpointError, ConfigError, quiet
+from .core import CheckpointError, ConfigError, atomic_folder, cache_dir, quiet, sha256
 from .corpora import checkpoint_path
 
 # %% ../nbs/03_model.ipynb #98a705db
@@ -24,7 +24,7 @@ def load_tokenizer(checkpoint:str, # name in the book's registry, folder, or hub
     "Load the tokenizer that belongs to `checkpoint`; raises `CheckpointError`."
     from transformers import AutoTokenizer
     try:
-        with quiet(): tokenizer = AutoTokenizer.from_pretrained(checkpoint_path(checkpoint), **_gguf_file(checkpoint))
+        with quiet(): tokenizer = AutoTokenizer.from_pretrained(_folder(checkpoint))
     except (OSError, ValueError) as e:
         raise _cannot_load(checkpoint, "tokenizer", e) from e
     if max_length: tokenizer.model_max_length = max_length
@@ -35,11 +35,30 @@ def _cannot_load(checkpoint, what, error):
     return CheckpointError(f"no {what} could be loaded: {first_line}", where=f"checkpoint {checkpoint}",
                            remedy="give a name from `sftbook fetch`, a folder that save_pretrained wrote, or a hub id that can be reached")
 
-def _gguf_file(checkpoint):
-    "The argument with which transformers opens a folder that holds one GGUF file (weights and tokenizer in one) and no config.json."
-    folder = Path(checkpoint_path(checkpoint))
-    files = [] if (folder/"config.json").is_file() else sorted(folder.glob("*.gguf"))
-    return {"gguf_file": files[0].name} if len(files) == 1 else {}
+# %% ../nbs/03_model.ipynb #509f7244
+def _folder(checkpoint):
+    "What transformers shall open: the folder of a checkpoint, where it holds one GGUF file and no config.json its conversion."
+    path = Path(checkpoint_path(checkpoint))
+    files = [] if (path/"config.json").is_file() else sorted(path.glob("*.gguf"))
+    if len(files) != 1: return str(path) if path.exists() else checkpoint
+    converted = cache_dir()/f"{files[0].stem}-{sha256(files[0])[:8]}-float32"
+    if not converted.is_dir(): _convert_gguf(files[0], converted)
+    return str(converted)
+
+def _convert_gguf(file, target):
+    "Write the model and tokenizer of a GGUF file as transformers writes them."
+    import transformers
+    from transformers import modeling_gguf_pytorch_utils as reader
+    bar, reader.tqdm = reader.tqdm, lambda tensors, **_: tensors
+    try:
+        with quiet(), atomic_folder(target, overwrite=True) as new:
+            quantised = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+            del quantised.config.quantization_config
+            model = type(quantised)(quantised.config) # transformers refuses to save a model that was quantised once
+            model.load_state_dict(quantised.state_dict())
+            model.save_pretrained(new)
+            transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(new)
+    finally: reader.tqdm = bar
 
 # %% ../nbs/03_model.ipynb #20f640d9
 def load_model(auto_class:str, # name of a class of transformers, such as "AutoModelForSequenceClassification"
@@ -51,7 +70,7 @@ def load_model(auto_class:str, # name of a class of transformers, such as "AutoM
     try:
         with quiet():
             return getattr(transformers, auto_class).from_pretrained(
-                checkpoint_path(checkpoint), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **_gguf_file(checkpoint), **config)
+                _folder(checkpoint), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **config)
     except (OSError, ValueError) as e:
         raise _cannot_load(checkpoint, "model", e) from e
 
