@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Task', 'infer_rows', 'predict', 'ClassPredictions', 'TextClassification', 'FineTuned', 'fine_tune', 'task_settings',
-           'pooled_features', 'fit_head', 'save_run', 'model_card', 'SavedRun', 'load_run']
+           'pooled_features', 'fit_head', 'mask_tokens', 'pack_tokens', 'MaskedLanguageModelling', 'masked_report',
+           'save_run', 'model_card', 'SavedRun', 'load_run']
 
 # %% ../nbs/06_tasks.ipynb #cc64a79e
 import json
@@ -21,8 +22,8 @@ from torch import nn
 
 from .core import (CheckpointError, ConfigError, DataError, atomic_folder, check_manifest, pick_dtype, quiet, read_json, write_json,
                           write_manifest)
-from .evaluation import Report, classification_report
-from .model import init_classifier, load_tokenizer
+from .evaluation import Interval, Report, bootstrap_interval, classification_report
+from .model import init_classifier, load_model, load_tokenizer
 from .preprocessing import encode_texts, fingerprint, length_batches, pad_batch
 from .trainer import Trainer, TrainingConfig, TrainingResult
 
@@ -48,6 +49,7 @@ class Task(ABC):
     def metrics(self, predictions, rows) -> Report: "Judge predictions against labelled rows."
 
     pipeline_tag:ClassVar[str] = "text-classification" # what transformers calls this kind of model
+    augment:ClassVar[Callable|None] = None # (features, numpy Generator) -> features, drawn anew for each row and epoch of training
 
     def infer(self, model, batch): return model(**{k: v for k, v in batch.items() if k != "labels"}).logits
     def gather(self, predictions:list): return predictions
@@ -168,7 +170,7 @@ def fine_tune(task:Task, # what to train for
     model = task.init_model() if model is None else model
     features, truncated = task.encode(rows), getattr(task, "truncated", 0)
     evaluate = None if validation_rows is None else lambda m: {k: v.value for k, v in task.metrics(predict(task, m, validation_rows), validation_rows).metrics.items()}
-    trainer = Trainer(model, task.loss, task.collate, config, evaluate=evaluate, checkpoints=checkpoints, progress=progress)
+    trainer = Trainer(model, task.loss, task.collate, config, evaluate=evaluate, augment=task.augment, checkpoints=checkpoints, progress=progress)
     result = trainer.fit(features, resume=resume, identity=fingerprint(json.dumps(features), json.dumps(task_settings(task))))
     return FineTuned(task, model, result, truncated)
 
@@ -206,6 +208,105 @@ def fit_head(model:nn.Module, # its `classifier` is set in place
         model.classifier.weight[present] = torch.tensor(weight, dtype=torch.float32)
         model.classifier.bias[present] = torch.tensor(bias, dtype=torch.float32)
     return model
+
+# %% ../nbs/06_tasks.ipynb #5f7d15b8
+def mask_tokens(input_ids:list[int], # of one row
+                rng:np.random.Generator, # decides what is hidden
+                *,
+                mask_id:int, # of the mask token
+                vocabulary:np.ndarray, # ids of ordinary tokens: what may be hidden and what random tokens are drawn from
+                rate:float=0.15, # share of the ordinary tokens that become targets
+                words:list[int]|None=None, # number of the word that each token belongs to; each token is a word when None
+               ) -> tuple[list[int], list[int]]: # what the model sees, and its targets: -100 where nothing is asked
+    "Hide tokens as BERT does: 80 % masked, 10 % random, 10 % as they are; at least one target a row that has an ordinary token."
+    ids = np.asarray(input_ids)
+    ordinary = np.isin(ids, vocabulary)
+    units = np.where(ordinary, np.arange(len(ids)) if words is None else np.asarray(words), -1)
+    present = np.unique(units[ordinary])
+    chosen = present[rng.random(len(present)) < rate] if len(present) else present
+    if len(present) and not len(chosen): chosen = rng.choice(present, 1)
+    target = np.isin(units, chosen) & ordinary
+    action = rng.random(len(ids))
+    seen = np.where(target & (action < 0.8), mask_id, ids)
+    seen = np.where(target & (action >= 0.8) & (action < 0.9), rng.choice(vocabulary, len(ids)), seen)
+    return seen.tolist(), np.where(target, ids, -100).tolist()
+
+# %% ../nbs/06_tasks.ipynb #9b305d51
+def pack_tokens(texts:list[list[int]], # token ids of each text, without special tokens
+                length:int, # of a row, special tokens included
+                tokenizer, # gives the ids of CLS and SEP
+               ) -> list[list[int]]: # rows: CLS, length - 2 tokens, SEP; the last one may be shorter
+    "Write texts one after the other, SEP between them, and cut the stream into rows."
+    stream = [i for ids in texts for i in (*ids, tokenizer.sep_token_id)][:-1]
+    pieces = [stream[k:k + length - 2] for k in range(0, len(stream), length - 2)]
+    return [[tokenizer.cls_token_id, *piece, tokenizer.sep_token_id] for piece in pieces]
+
+# %% ../nbs/06_tasks.ipynb #d50c0b08
+@dataclass
+class MaskedLanguageModelling(Task):
+    "Find hidden tokens. Rows have `text`; they are packed, so a feature is a piece of the stream and not a row."
+    checkpoint:str = "minilm" # what to start from
+    max_length:int = 128 # tokens of a packed row, special tokens included
+    mask_rate:float = 0.15 # share of the tokens that become targets
+    pipeline_tag = "fill-mask"
+
+    @cached_property
+    def tokenizer(self): return load_tokenizer(self.checkpoint, self.max_length)
+
+    @cached_property
+    def vocabulary(self): return np.setdiff1d(np.arange(len(self.tokenizer)), self.tokenizer.all_special_ids)
+
+    def encode(self, rows):
+        with quiet(): ids = self.tokenizer(list(rows["text"]), add_special_tokens=False, truncation=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+        return [dict(input_ids=row) for row in pack_tokens(ids, self.max_length, self.tokenizer)]
+
+    def augment(self, features, rng):
+        seen, labels = mask_tokens(features["input_ids"], rng, mask_id=self.tokenizer.mask_token_id, vocabulary=self.vocabulary, rate=self.mask_rate)
+        return dict(input_ids=seen, labels=labels)
+
+    def collate(self, features):
+        drawn = [f if "labels" in f else self.augment(f, np.random.default_rng(f["input_ids"])) for f in features]
+        return pad_batch(drawn, {"input_ids": self.tokenizer.pad_token_id, "labels": -100})
+
+    def init_model(self): return load_model("AutoModelForMaskedLM", self.checkpoint)
+
+    def infer(self, model, batch):
+        "Scores of the targets of all rows, one after the other, and the targets."
+        asked = batch["labels"] != -100
+        head = getattr(model, "module", model).get_submodule(_mlm_head(model))
+        hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][asked],))
+        try: return model(**{k: v for k, v in batch.items() if k != "labels"}).logits, batch["labels"]
+        finally: hook.remove()
+
+    def loss(self, model, batch):
+        logits, labels = self.infer(model, batch)
+        return nn.functional.cross_entropy(logits.float(), labels[labels != -100], reduction="sum"), len(logits)
+
+    def decode(self, outputs):
+        "Of each row: the sum of the losses, targets that were found, targets."
+        logits, labels = outputs
+        asked = labels != -100
+        losses = nn.functional.cross_entropy(logits.float(), labels[asked], reduction="none")
+        per_row = torch.zeros(len(labels), 3, device=losses.device)
+        each = torch.stack([losses, (logits.argmax(-1) == labels[asked]).float(), torch.ones_like(losses)], 1)
+        return list(per_row.index_add_(0, asked.nonzero()[:, 0], each).cpu().numpy())
+
+    def metrics(self, predictions, rows): return masked_report(np.stack(predictions))
+
+def _mlm_head(model):
+    "Name of the head of a masked language model; BERT and RoBERTa call it differently."
+    names = [name for name, _ in getattr(model, "module", model).named_children() if name in ("cls", "lm_head")]
+    if len(names) != 1: raise ConfigError("the head of this model is not known", where=type(model).__name__, remedy="use a BERT or RoBERTa checkpoint")
+    return names[0]
+
+# %% ../nbs/06_tasks.ipynb #5de50366
+def masked_report(counts:np.ndarray, # (rows, 3) of each packed row: sum of the losses, targets found, targets
+                 ) -> Report: # loss (nats a target), perplexity and accuracy, with intervals
+    "Judge a masked language model."
+    per_target = lambda k: lambda c: c[:, k].sum()/c[:, 2].sum()
+    loss = bootstrap_interval(per_target(0), counts, unit="")
+    perplexity = Interval(*np.exp([loss.value, loss.low, loss.high]).tolist(), loss.n, loss.confidence, "")
+    return Report("fill-mask", len(counts), dict(loss=loss, perplexity=perplexity, accuracy=bootstrap_interval(per_target(1), counts)))
 
 # %% ../nbs/06_tasks.ipynb #309b6f36
 def save_run(folder:str|Path, # where to; must not exist unless `overwrite`
