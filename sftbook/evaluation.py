@@ -6,8 +6,9 @@
 __all__ = ['METRICS', 'confusion_matrix', 'count_metrics', 'row_scores', 'calibration_bins', 'expected_calibration_error',
            'Interval', 'wilson_interval', 'bootstrap_interval', 'resample_counts', 'mean_interval', 'PairedTest',
            'paired_test', 'rows_to_see', 'MetricSpec', 'register_metric', 'load_metric', 'Report',
-           'ClassificationMeter', 'meter_report', 'classification_report', 'majority_baseline', 'linear_baseline',
-           'plot_confusion', 'plot_reliability', 'plot_learning_curve', 'plot_intervals', 'Mistakes', 'worst_mistakes']
+           'ClassificationMeter', 'meter_report', 'classification_report', 'entity_spans', 'entity_counts', 'entity_f1',
+           'entity_report', 'majority_baseline', 'linear_baseline', 'plot_confusion', 'plot_reliability',
+           'plot_learning_curve', 'plot_intervals', 'Mistakes', 'worst_mistakes']
 
 # %% ../nbs/05_evaluation.ipynb #e88141ac
 import math
@@ -564,6 +565,67 @@ def classification_report(references, # (rows,) true class ids
     meter = ClassificationMeter(list(label_names))
     meter.add_batch(references=references, predictions=predictions, probabilities=probabilities)
     return meter_report(meter, task=task, baselines=baselines, clusters=clusters, confidence=confidence, resamples=resamples, seed=seed, extra=extra)
+
+# %% ../nbs/05_evaluation.ipynb #28ba7a76
+def entity_spans(tags:list[str], # IOB2 tags of one sentence, such as "B-PER", "I-PER", "O"
+                ) -> set[tuple[int, int, str]]: # start, end (exclusive) and kind of each entity
+    "Read the entities off the tags, strictly: an `I-` that continues nothing is no entity."
+    spans, start = set(), None
+    for i, tag in enumerate([*tags, "O"]):
+        if start is not None and tag != f"I-{tags[start][2:]}":
+            spans.add((start, i, tags[start][2:]))
+            start = None
+        if tag.startswith("B-"): start = i
+    return spans
+
+# %% ../nbs/05_evaluation.ipynb #32909916
+def entity_counts(references:list[list[str]], # IOB2 tags of each sentence
+                  predictions:list[list[str]], # the same for the predictions
+                  kind:str|None=None, # count entities of this kind only
+                 ) -> np.ndarray: # (sentences, 3): entities found, entities there, entities predicted
+    "Count entities sentence by sentence. Raises `DataError` where a prediction has another length than its sentence."
+    wrong = [i for i, (r, p) in enumerate(zip(references, predictions)) if len(r) != len(p)]
+    if len(references) != len(predictions) or wrong:
+        what = f"sentence {wrong[0]} has {len(references[wrong[0]])} tags and {len(predictions[wrong[0]])} predicted ones" if wrong else f"{len(references)} references and {len(predictions)} predictions"
+        raise DataError(what, where="entity_counts", remedy="give each token one tag")
+    chosen = lambda tags: {s for s in entity_spans(tags) if kind in (None, s[2])}
+    pairs = ((chosen(r), chosen(p)) for r, p in zip(references, predictions))
+    return np.array([(len(r & p), len(r), len(p)) for r, p in pairs]).reshape(-1, 3)
+
+def entity_f1(counts:np.ndarray, # (sentences, 3) of `entity_counts`
+             ) -> float: # in [0, 1]; 0 where there is neither an entity nor a prediction
+    "F1 over the entities of all sentences."
+    right, there, predicted = counts.sum(0)
+    return float(_ratio(2*right, there + predicted))
+
+# %% ../nbs/05_evaluation.ipynb #66f5f4eb
+def _seqeval_f1(references, predictions):
+    "seqeval, strict; imported when it is called."
+    from seqeval.metrics import f1_score
+    from seqeval.scheme import IOB2
+    return float(f1_score([list(r) for r in references], [list(p) for p in predictions], mode="strict", scheme=IOB2, zero_division=0))
+
+register_metric("entity_f1", _seqeval_f1, "tags", "tags", "F1 over entities, strict IOB2 (seqeval).")
+
+# %% ../nbs/05_evaluation.ipynb #f0026e69
+def entity_report(references:list[list[str]], # IOB2 tags of each sentence
+                  predictions:list[list[str]], # the same for the predictions
+                  *,
+                  task:str="token-classification", # name at the head of the report
+                  baselines:dict|None=None, # name -> predictions of another system for the same sentences
+                  resamples:int=2000, # of the bootstrap over sentences
+                  extra:dict|None=None, # settings, cost, data: what JSON can hold
+                 ) -> Report: # precision, recall and F1 over entities, for all and for each kind
+    "Judge predicted entities. Raises `DataError`."
+    rates = dict(precision=lambda c: float(_ratio(c[:, 0].sum(), c[:, 2].sum())), recall=lambda c: float(_ratio(c[:, 0].sum(), c[:, 1].sum())), f1=entity_f1)
+    measure = lambda counts: {name: bootstrap_interval(rate, counts, resamples=resamples) for name, rate in rates.items()}
+    kinds = sorted({s[2] for rows in (references, predictions) for tags in rows for s in entity_spans(tags)})
+    classes = []
+    for kind in kinds:
+        counts = entity_counts(references, predictions, kind)
+        classes.append(dict(label=kind, support=int(counts[:, 1].sum()), predicted=int(counts[:, 2].sum()), **measure(counts)))
+    others = {name: measure(entity_counts(references, other)) for name, other in (baselines or {}).items()}
+    return Report(task, len(references), measure(entity_counts(references, predictions)), classes, label_names=kinds, baselines=others, extra=extra or {})
 
 # %% ../nbs/05_evaluation.ipynb #e26e31cb
 def majority_baseline(train_labels, # class ids of the training rows

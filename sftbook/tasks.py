@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Task', 'infer_rows', 'predict', 'ClassPredictions', 'TextClassification', 'FineTuned', 'fine_tune', 'task_settings',
-           'pooled_features', 'fit_head', 'mask_tokens', 'pack_tokens', 'MaskedLanguageModelling', 'masked_report',
-           'save_run', 'model_card', 'SavedRun', 'load_run']
+           'pooled_features', 'fit_head', 'TokenClassification', 'mask_tokens', 'pack_tokens', 'masked_logits',
+           'MaskedLanguageModelling', 'masked_report', 'save_run', 'model_card', 'SavedRun', 'load_run']
 
 # %% ../nbs/06_tasks.ipynb #cc64a79e
 import json
@@ -22,7 +22,7 @@ from torch import nn
 
 from .core import (CheckpointError, ConfigError, DataError, atomic_folder, check_manifest, pick_dtype, quiet, read_json, write_json,
                           write_manifest)
-from .evaluation import Interval, Report, bootstrap_interval, classification_report
+from .evaluation import Interval, Report, bootstrap_interval, classification_report, entity_report
 from .model import init_classifier, load_model, load_tokenizer
 from .preprocessing import encode_texts, fingerprint, length_batches, pad_batch
 from .trainer import Trainer, TrainingConfig, TrainingResult
@@ -209,6 +209,69 @@ def fit_head(model:nn.Module, # its `classifier` is set in place
         model.classifier.bias[present] = torch.tensor(bias, dtype=torch.float32)
     return model
 
+# %% ../nbs/06_tasks.ipynb #9b7fe67a
+def _word_starts(word_ids):
+    "Positions of the first piece of each word."
+    return [i for i, word in enumerate(word_ids) if word is not None and (i == 0 or word != word_ids[i - 1])]
+
+def _check_pieces(tokens, ids, starts, max_length):
+    "Refuse sentences that would be cut and tokens that would be lost."
+    long = [(f"row {i}", f"{len(row)} pieces, more than max_length={max_length}") for i, row in enumerate(ids) if len(row) > max_length]
+    lost = [(f"row {i}", "a token is empty or has no piece") for i, (t, s) in enumerate(zip(tokens, starts)) if len(t) != len(s) or not t]
+    if long or lost: raise DataError.from_problems(long + lost, remedy="split long sentences or raise max_length; drop tokens of spaces and control characters")
+
+# %% ../nbs/06_tasks.ipynb #0f2be17b
+@dataclass
+class TokenClassification(Task):
+    "One IOB2 tag a word. Rows have `tokens` and, to train or measure, `ner_tags`."
+    labels:list[str] # tags in the order of their ids, such as O, B-PER, I-PER
+    checkpoint:str = "minilm" # what to start from
+    max_length:int = 256 # pieces of a sentence, special tokens included; longer ones are refused
+    pipeline_tag = "token-classification"
+
+    @classmethod
+    def from_rows(cls, rows, **settings): # a task with the tags of `rows`
+        "Take the tags from the `ner_tags` column of `rows`."
+        return cls(list(rows.features["ner_tags"].feature.names), **settings)
+
+    @cached_property
+    def tokenizer(self): return load_tokenizer(self.checkpoint, self.max_length)
+
+    def as_rows(self, inputs):
+        from datasets import Dataset
+        return Dataset.from_dict({"tokens": [list(tokens) for tokens in inputs]})
+
+    def encode(self, rows):
+        encoded = self.tokenizer(list(rows["tokens"]), is_split_into_words=True, return_attention_mask=False, return_token_type_ids=False, truncation=False)
+        starts = [_word_starts(encoding.word_ids) for encoding in encoded.encodings]
+        _check_pieces(rows["tokens"], encoded["input_ids"], starts, self.max_length)
+        features = [dict(input_ids=ids, word_starts=s) for ids, s in zip(encoded["input_ids"], starts)]
+        return [f | dict(labels=list(t)) for f, t in zip(features, rows["ner_tags"])] if "ner_tags" in rows.column_names else features
+
+    def collate(self, features): return pad_batch(features, {"input_ids": self.tokenizer.pad_token_id, "word_starts": -1, "labels": -100})
+
+    def init_model(self):
+        names = dict(enumerate(self.labels))
+        return load_model("AutoModelForTokenClassification", self.checkpoint, num_labels=len(names), id2label=names, label2id={v: k for k, v in names.items()})
+
+    def infer(self, model, batch):
+        "Scores of words (batch, words, tags), and which of them are words."
+        logits = model(**{k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")}).logits
+        starts = batch["word_starts"]
+        return logits.gather(1, starts.clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1])), starts >= 0
+
+    def loss(self, model, batch):
+        scores, words = self.infer(model, batch)
+        return nn.functional.cross_entropy(scores[words].float(), batch["labels"][words], reduction="sum"), int(words.sum())
+
+    def decode(self, outputs):
+        scores, words = outputs
+        best, lengths = scores.argmax(-1).cpu(), words.sum(1).tolist()
+        return [[self.labels[i] for i in row[:n].tolist()] for row, n in zip(best, lengths)]
+
+    def metrics(self, predictions, rows, baselines=None):
+        return entity_report([[self.labels[i] for i in tags] for tags in rows["ner_tags"]], predictions, baselines=baselines)
+
 # %% ../nbs/06_tasks.ipynb #5f7d15b8
 def mask_tokens(input_ids:list[int], # of one row
                 rng:np.random.Generator, # decides what is hidden
@@ -241,6 +304,23 @@ def pack_tokens(texts:list[list[int]], # token ids of each text, without special
     pieces = [stream[k:k + length - 2] for k in range(0, len(stream), length - 2)]
     return [[tokenizer.cls_token_id, *piece, tokenizer.sep_token_id] for piece in pieces]
 
+# %% ../nbs/06_tasks.ipynb #89f1f202
+def masked_logits(model:nn.Module, # a masked language model of transformers
+                  batch:dict[str, torch.Tensor], # with `labels`: -100 where nothing is asked
+                 ) -> torch.Tensor: # (targets, vocab), the targets of all rows one after the other
+    "Scores at the targets only: a hook hands the head their vectors. Raises `ConfigError` for a head that is not known."
+    asked = batch["labels"] != -100
+    head = getattr(model, "module", model).get_submodule(_mlm_head(model))
+    hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][asked],))
+    try: return model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+    finally: hook.remove()
+
+def _mlm_head(model):
+    "Name of the head of a masked language model; BERT and RoBERTa call it differently."
+    names = [name for name, _ in getattr(model, "module", model).named_children() if name in ("cls", "lm_head")]
+    if len(names) != 1: raise ConfigError("the head of this model is not known", where=type(model).__name__, remedy="use a BERT or RoBERTa checkpoint")
+    return names[0]
+
 # %% ../nbs/06_tasks.ipynb #d50c0b08
 @dataclass
 class MaskedLanguageModelling(Task):
@@ -270,13 +350,7 @@ class MaskedLanguageModelling(Task):
 
     def init_model(self): return load_model("AutoModelForMaskedLM", self.checkpoint)
 
-    def infer(self, model, batch):
-        "Scores of the targets of all rows, one after the other, and the targets."
-        asked = batch["labels"] != -100
-        head = getattr(model, "module", model).get_submodule(_mlm_head(model))
-        hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][asked],))
-        try: return model(**{k: v for k, v in batch.items() if k != "labels"}).logits, batch["labels"]
-        finally: hook.remove()
+    def infer(self, model, batch): return masked_logits(model, batch), batch["labels"]
 
     def loss(self, model, batch):
         logits, labels = self.infer(model, batch)
@@ -292,12 +366,6 @@ class MaskedLanguageModelling(Task):
         return list(per_row.index_add_(0, asked.nonzero()[:, 0], each).cpu().numpy())
 
     def metrics(self, predictions, rows): return masked_report(np.stack(predictions))
-
-def _mlm_head(model):
-    "Name of the head of a masked language model; BERT and RoBERTa call it differently."
-    names = [name for name, _ in getattr(model, "module", model).named_children() if name in ("cls", "lm_head")]
-    if len(names) != 1: raise ConfigError("the head of this model is not known", where=type(model).__name__, remedy="use a BERT or RoBERTa checkpoint")
-    return names[0]
 
 # %% ../nbs/06_tasks.ipynb #5de50366
 def masked_report(counts:np.ndarray, # (rows, 3) of each packed row: sum of the losses, targets found, targets
