@@ -6,55 +6,59 @@
 __all__ = ['review_splits', 'sentences_of', 'articles_of', 'pretraining_texts', 'held_out_texts', 'ngram_hashes', 'overlapping',
            'clean_pretraining_texts', 'character_tokenizer', 'init_encoder', 'pretraining_rows']
 
-# %% ../../nbs/foundations/14_pretraining.ipynb #c7fb9e03
+# %% ../../nbs/foundations/14_pretraining.ipynb #3aa56995
 import re
 from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..core import quiet
+from ..core import atomic_folder, quiet, write_json, write_manifest, write_text
 from ..corpora import load_corpus
 from ..preprocessing import deduplicate, split_rows, text_key
-from ..tasks import MaskedLanguageModelling, pack_tokens
+from ..tasks import MaskedLanguageModelling, Task, fine_tune, pack_tokens, predict
+from ..trainer import TrainingConfig
 
-# %% ../../nbs/foundations/14_pretraining.ipynb #7dc42618
+# %% ../../nbs/foundations/14_pretraining.ipynb #c76098e7
+@lru_cache
 def review_splits():
     "The Chinese reviews without copies, split by clusters of near-copies: a DatasetDict with train (70 %), validation (10 %) and test (20 %)."
     rows = load_corpus("zh-reviews")
     rows, _ = deduplicate(rows.select([i for i, text in enumerate(rows["text"]) if len(text) >= 4]))
     return split_rows(rows, validation_size=0.1, test_size=0.2)
 
-# %% ../../nbs/foundations/14_pretraining.ipynb #04b1caf8
+# %% ../../nbs/foundations/14_pretraining.ipynb #81289450
 def sentences_of(part:str, # "train", "validation" or "test"
                 ) -> list[str]: # MSRA sentences of that part as texts
     "The sentences of the named-entity corpus without their tags."
-    rows = load_corpus("msra-ner")
+    rows = load_corpus("msra-ner")[:]
     return ["".join(tokens) for tokens, where in zip(rows["tokens"], rows["part"]) if where == part]
 
 def articles_of(part:str, # "train", "validation" or "test"
                ) -> list[str]: # title and paragraphs of the news articles, one text each
     "Titles and paragraphs; line breaks that were written out as two characters are line breaks again, boilerplate is cut."
-    rows = load_corpus("zh-inews")
-    texts = []
+    rows, texts = load_corpus("zh-inews")[:], []
     for title, body, where in zip(rows["title"], rows["text"], rows["part"]):
         if where == part: texts += [title, *re.split(r"\\n|\n|\u3000\u3000", body)]
-    return [t for t in (re.sub(r"^原标题[:：].*|[（(]?责任编辑.*|.*公众号.*", "", " ".join(t.split())) for t in texts) if len(t) >= 8]
+    texts = (re.split("[（(]?责任编辑", " ".join(t.split()))[0] for t in texts if "公众号" not in t)
+    return [t for t in texts if len(t) >= 8 and not t.startswith(("原标题:", "原标题："))]
 
-# %% ../../nbs/foundations/14_pretraining.ipynb #4d4e2201
+# %% ../../nbs/foundations/14_pretraining.ipynb #09c8b2b2
 def pretraining_texts() -> dict[str, list[str]]: # corpus -> texts, before anything is removed
-    "All Chinese text of the book that may be trained on: newspapers, and the training parts of the labelled corpora, without their labels."
+    "All Chinese text of the book that may be trained on: a newspaper, and the training parts of the labelled corpora, without their labels."
     return {"people-daily": load_corpus("people-daily")["text"][:], "zh-reviews": review_splits()["train"]["text"][:],
             "msra-ner": sentences_of("train"), "zh-inews": articles_of("train")}
 
 def held_out_texts() -> dict[str, list[str]]: # corpus -> validation and test texts
     "What no model of the book may have seen before it is measured."
-    reviews = review_splits()
-    return {"zh-reviews": [*reviews["validation"]["text"], *reviews["test"]["text"]],
+    splits = review_splits()
+    return {"zh-reviews": [*splits["validation"]["text"], *splits["test"]["text"]],
             "msra-ner": sentences_of("validation") + sentences_of("test"), "zh-inews": articles_of("validation") + articles_of("test")}
 
-# %% ../../nbs/foundations/14_pretraining.ipynb #4b525440
+# %% ../../nbs/foundations/14_pretraining.ipynb #71223ff9
 def ngram_hashes(texts:list[str], # any texts
                  size:int=15, # characters of an n-gram
                 ) -> tuple[np.ndarray, np.ndarray]: # (n-grams,) 64-bit hashes, and the text each comes from
@@ -69,29 +73,30 @@ def ngram_hashes(texts:list[str], # any texts
     whole = owner[:n] == owner[size - 1:]
     return hashes[whole], owner[:n][whole]
 
+# %% ../../nbs/foundations/14_pretraining.ipynb #c70bc2f7
 def overlapping(texts:list[str], # to judge
                 others:list[str], # that nothing may be shared with
                 size:int=15, # characters
                ) -> np.ndarray: # (texts,) whether a text shares an n-gram of `size` characters with any of the others
-    "Find copies and near-copies: texts that have 15 characters in a row in common with a held-out text."
+    "Find copies and near-copies: texts that have `size` characters in a row in common with one of the others."
     hashes, owner = ngram_hashes(texts, size)
     found = np.zeros(len(texts), dtype=bool)
     found[owner[np.isin(hashes, ngram_hashes(others, size)[0])]] = True
     return found
 
-# %% ../../nbs/foundations/14_pretraining.ipynb #5babaaf6
+# %% ../../nbs/foundations/14_pretraining.ipynb #09c413cd
 def clean_pretraining_texts() -> tuple[dict[str, list[str]], list[dict]]: # texts by corpus, and what was removed from each
     "The pre-training text: copies and everything that shares 15 characters in a row with a held-out text are removed."
     held_out = [t for texts in held_out_texts().values() for t in texts]
-    clean, audit, seen = {}, [], set()
-    for name, texts in pretraining_texts().items():
-        fresh = [t for t in texts if not (text_key(t) in seen or seen.add(text_key(t)))]
-        leaks = overlapping(fresh, held_out)
-        clean[name] = [t for t, leak in zip(fresh, leaks) if not leak]
-        audit.append(dict(corpus=name, texts=len(texts), copies=len(texts) - len(fresh), leaks=int(leaks.sum()), kept=len(clean[name]), characters=sum(map(len, clean[name]))))
+    texts, fresh, seen = pretraining_texts(), {}, set()
+    for name, part in texts.items(): fresh[name] = [t for t in part if not (text_key(t) in seen or seen.add(text_key(t)))]
+    leaks = np.split(overlapping([t for part in fresh.values() for t in part], held_out), np.cumsum([len(part) for part in fresh.values()])[:-1])
+    clean = {name: [t for t, leak in zip(fresh[name], found) if not leak] for name, found in zip(fresh, leaks)}
+    audit = [dict(corpus=name, texts=len(texts[name]), copies=len(texts[name]) - len(fresh[name]), leaks=int(found.sum()), kept=len(clean[name]), characters=sum(map(len, clean[name])))
+             for name, found in zip(fresh, leaks)]
     return clean, audit
 
-# %% ../../nbs/foundations/14_pretraining.ipynb #6b89d374
+# %% ../../nbs/foundations/14_pretraining.ipynb #64bc25d7
 def character_tokenizer(texts:list[str], # to count characters in
                         min_count:int=5, # characters seen less often become [UNK]
                        ): # a fast tokenizer of transformers
@@ -106,34 +111,36 @@ def character_tokenizer(texts:list[str], # to count characters in
     backend = Tokenizer(models.WordPiece({t: i for i, t in enumerate(tokens)}, unk_token="[UNK]", max_input_chars_per_word=1000))
     backend.normalizer, backend.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=256, **{f"{t[1:-1].lower()}_token": t for t in special})
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=256, model_input_names=["input_ids", "token_type_ids", "attention_mask"], **{f"{t[1:-1].lower()}_token": t for t in special})
 
-# %% ../../nbs/foundations/14_pretraining.ipynb #d79e00b1
+# %% ../../nbs/foundations/14_pretraining.ipynb #ab754430
 def init_encoder(folder:str|Path, # where to
                  tokenizer, # gives the size of the vocabulary
                  hidden_size:int=256, # numbers of a token vector
                  num_hidden_layers:int=6, # Transformer layers
                  seed:int=0, # of the random weights
                 ) -> Path: # the folder, as transformers writes it
-    "Write a BERT for masked language modelling with random weights, without dropout: no text is seen often enough to be learnt by heart."
+    "Write a BERT for masked language modelling with random weights, without dropout; its position embeddings start as sines and cosines (Vaswani et al. 2017, section 3.5)."
     from transformers import BertConfig, BertForMaskedLM
     torch.manual_seed(seed)
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=hidden_size, num_hidden_layers=num_hidden_layers, num_attention_heads=hidden_size//64, intermediate_size=4*hidden_size,
                         max_position_embeddings=256, hidden_dropout_prob=0., attention_probs_dropout_prob=0., pad_token_id=tokenizer.pad_token_id)
+    model, angles = BertForMaskedLM(config), torch.arange(256.)[:, None]*10000**(-torch.arange(0, hidden_size, 2)/hidden_size)
+    with torch.no_grad(): model.bert.embeddings.position_embeddings.weight.copy_(config.initializer_range*torch.stack([angles.sin(), angles.cos()], 2).flatten(1))
     with quiet():
-        BertForMaskedLM(config).save_pretrained(folder)
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return Path(folder)
 
-# %% ../../nbs/foundations/14_pretraining.ipynb #b91085ea
+# %% ../../nbs/foundations/14_pretraining.ipynb #2d5337b8
 def pretraining_rows(task:MaskedLanguageModelling, # gives the tokenizer
                      texts:dict[str, list[str]], # from `clean_pretraining_texts`
-                     lengths:tuple[int, ...]=(128, 128, 128, 256), # of rows; a quarter of the texts is packed into each
+                     lengths:tuple[int, ...]=(128, 128, 128, 256), # of rows; each takes an equal share of the texts
                     ) -> list[dict]: # features of packed rows
     "Pack the texts of each corpus. Most rows are short, because attention costs by the square; some are long, so that all positions are trained."
     features = []
     for corpus in texts.values():
-        ids = task.tokenizer(corpus, add_special_tokens=False, truncation=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+        with quiet(): ids = task.tokenizer(corpus, add_special_tokens=False, truncation=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
         cuts = np.linspace(0, len(ids), len(lengths) + 1).astype(int)
         for length, start, end in zip(lengths, cuts, cuts[1:]): features += [dict(input_ids=row) for row in pack_tokens(ids[start:end], length, task.tokenizer)]
     return features
