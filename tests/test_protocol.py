@@ -1,18 +1,19 @@
 "The task protocol proves itself: a toy tagger and a toy translator go through the same trainer, evaluation and saved runs, with no line changed there."
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, List, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
 from sftbook.evaluation import Report, classification_report
 from sftbook.preprocessing import pad_batch
-from sftbook.tasks import Task, fine_tune, load_run, predict, save_run
+from sftbook.tasks import MaskedLanguageModelling, Task, TokenClassification, fine_tune, load_run, predict, save_run
 from sftbook.trainer import TrainingConfig
 
 WORDS = [str(i) for i in range(10)]
@@ -174,3 +175,34 @@ def test_four_passes_of_four_rows_are_one_of_sixteen(name):
         ends.append(([h["loss"] for h in tuned.result.state.history], [h["grad_norm"] for h in tuned.result.state.history]))
     np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=1e-4)
     np.testing.assert_allclose(ends[0][1], ends[1][1], rtol=1e-3)
+
+
+def test_a_saved_tagger_answers_as_the_one_in_memory_and_plain_transformers_opens_it(tiny_checkpoint, tmp_path):
+    from transformers import pipeline
+
+    names = ["O", "B-ORG", "I-ORG"]
+    features = Features(tokens=List(Value("string")), ner_tags=List(ClassLabel(names=names)))
+    rows = Dataset.from_dict(dict(tokens=[["the", "bank", "rose"], ["the", "team", "scored", "a", "goal"]], ner_tags=[[0, 1, 0], [0, 1, 2, 0, 0]]), features=features)
+    task = TokenClassification.from_rows(rows, checkpoint=str(tiny_checkpoint), max_length=16)
+    tuned = fine_tune(task, rows, config=TrainingConfig(learning_rate=1e-2, num_train_epochs=30, per_device_train_batch_size=2))
+    predictions = predict(task, tuned.model, rows)
+    assert predictions == [["O", "B-ORG", "O"], ["O", "B-ORG", "I-ORG", "O", "O"]]
+    run = load_run(save_run(tmp_path / "run", task, tuned.model, task.metrics(predictions, rows)))
+    assert run.predict(rows["tokens"]) == predictions and run.report.metrics["f1"].value == 1
+    tag = pipeline("token-classification", str(tmp_path / "run"), device="cpu")
+    assert [t["entity"] for t in tag("the team scored a goal", ignore_labels=[])] == predictions[1]
+
+
+def test_a_masked_language_model_is_saved_whole_and_its_masks_are_the_same_after_a_resume(tiny_checkpoint, tmp_path):
+    rows = Dataset.from_dict({"text": ["the striker scored a goal the keeper rose", "profit rose and the market fell the bank scored"] * 6})
+    task = MaskedLanguageModelling(str(tiny_checkpoint), max_length=16)
+    settings = dict(learning_rate=1e-3, num_train_epochs=2, per_device_train_batch_size=2, save_steps=2)
+    whole = fine_tune(task, rows, config=TrainingConfig(**settings))
+    fine_tune(task, rows, config=TrainingConfig(**settings), checkpoints=tmp_path / "checkpoints")
+    kept = sorted((tmp_path / "checkpoints").iterdir())
+    shutil.rmtree(kept[-1])  # the run was cut off before its last checkpoint
+    resumed = fine_tune(task, rows, config=TrainingConfig(**settings), checkpoints=tmp_path / "checkpoints", resume=True)
+    assert resumed.result.messages and all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
+    report = task.metrics(predict(task, whole.model, rows), rows)
+    again = load_run(save_run(tmp_path / "run", task, whole.model, report))
+    assert again.task.metrics(predict(again.task, again.model, rows), rows) == report
