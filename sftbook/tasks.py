@@ -242,7 +242,7 @@ class TokenClassification(Task):
         return Dataset.from_dict({"tokens": [list(tokens) for tokens in inputs]})
 
     def encode(self, rows):
-        encoded = self.tokenizer(list(rows["tokens"]), is_split_into_words=True, return_attention_mask=False, return_token_type_ids=False, truncation=False)
+        with quiet(): encoded = self.tokenizer(list(rows["tokens"]), is_split_into_words=True, return_attention_mask=False, return_token_type_ids=False, truncation=False)
         starts = [_word_starts(encoding.word_ids) for encoding in encoded.encodings]
         _check_pieces(rows["tokens"], encoded["input_ids"], starts, self.max_length)
         features = [dict(input_ids=ids, word_starts=s) for ids, s in zip(encoded["input_ids"], starts)]
