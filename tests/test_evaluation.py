@@ -153,9 +153,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 def refuse(*args, **kwargs): raise AssertionError("network")
 socket.socket.connect = refuse
 from sftbook.evaluation import METRICS, load_metric
+rows = dict(label=[0, 1], probabilities=[[0.9, 0.1], [0.2, 0.8]], tags=[["B-PER", "O"], ["O"]])
 for name, spec in METRICS.items():
-    p = [[0.9, 0.1], [0.2, 0.8]] if spec.predictions == "probabilities" else [0, 1]
-    assert name in load_metric(name).compute(predictions=p, references=[0, 1])
+    assert name in load_metric(name).compute(predictions=rows[spec.predictions], references=rows[spec.references])
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

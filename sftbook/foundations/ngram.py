@@ -130,34 +130,36 @@ def add_k(counts:NgramCounts, # of training text
     c, total, _ = counts.at(counts.order, rows)
     return (c + k)/(total + k*(counts.vocab_size - 1))
 
-# %% ../../nbs/foundations/10_ngram.ipynb #0f9c9ef7
+# %% ../../nbs/foundations/10_ngram.ipynb #a05dd109
 def _components(counts, rows):
     "Maximum likelihood of every order, from 0 (uniform) to n; nan where an order has not seen the context."
     uniform = np.full(len(rows), 1/(counts.vocab_size - 1))
     return np.column_stack([uniform, *[maximum_likelihood(counts, rows, k) for k in range(1, counts.order + 1)]])
 
-def _mix(parts, weights):
-    seen = ~np.isnan(parts)
-    shares = np.where(seen, weights, 0)
-    return shares/shares.sum(1, keepdims=True)*np.where(seen, parts, 0)
+def _longest(parts): # (rows,) highest order that has seen the context
+    return (~np.isnan(parts)).sum(1) - 1
 
 def fit_weights(counts:NgramCounts, # of training text
                 held_out:np.ndarray, # (rows, order) windows of other text
                 steps:int=30, # of expectation maximisation
-               ) -> np.ndarray: # (order + 1,) weights of the orders from 0
+               ) -> np.ndarray: # (order + 1, order + 1): row k holds the weights of the orders 0 to k, for contexts that order k has seen and k + 1 has not
     "Weights of interpolation that make the held-out text most probable (Jelinek and Mercer 1980)."
-    parts, weights = _components(counts, held_out), np.full(counts.order + 1, 1/(counts.order + 1))
-    for _ in range(steps):
-        mixed = _mix(parts, weights)
-        weights = (mixed/mixed.sum(1, keepdims=True)).mean(0)
+    parts, weights = _components(counts, held_out), np.tril(np.ones((counts.order + 1, counts.order + 1)))
+    weights, longest = weights/weights.sum(1, keepdims=True), _longest(parts)
+    for k in np.unique(longest):
+        group = parts[longest == k, :k + 1]
+        for _ in range(steps):
+            mixed = group*weights[k, :k + 1]
+            weights[k, :k + 1] = (mixed/mixed.sum(1, keepdims=True)).mean(0)
     return weights
 
 def interpolated(counts:NgramCounts, # of training text
                  rows:np.ndarray, # (rows, order) windows
-                 weights:np.ndarray, # (order + 1,) from `fit_weights`
+                 weights:np.ndarray, # (order + 1, order + 1) from `fit_weights`
                 ) -> np.ndarray: # (rows,) probabilities
-    "A mixture of all orders."
-    return _mix(_components(counts, rows), weights).sum(1)
+    "A mixture of all orders that have seen the context."
+    parts = _components(counts, rows)
+    return (np.nan_to_num(parts)*weights[_longest(parts)]).sum(1)
 
 # %% ../../nbs/foundations/10_ngram.ipynb #6f9c8f0e
 def back_off(counts:NgramCounts, # of training text
@@ -222,11 +224,11 @@ def sample(probability:Callable, # (rows, order) windows -> (rows,) probabilitie
         context = [*context, token][1:]
     return text
 
-# %% ../../nbs/foundations/10_ngram.ipynb #e4c993ba
+# %% ../../nbs/foundations/10_ngram.ipynb #a048da88
 def character_table(texts:list[str], # to count in
                     context:int=5, # characters of the longest context
                     limit:int=4000, # contexts kept of each length, the most frequent ones
-                   ) -> dict[str, str]: # context -> up to nine next characters, each followed by a digit: its share in ninths, at least 1
+                   ) -> list[tuple[str, str]]: # contexts, and up to nine next characters of each, each followed by a digit: its share in ninths, at least 1
     "An n-gram model of characters, small enough for a web page."
     table = {}
     for k in range(context + 1):
@@ -239,9 +241,9 @@ def character_table(texts:list[str], # to count in
             best = sorted(follow[key].items(), key=lambda item: (-item[1], item[0]))[:9 if k else 30]
             total = sum(n for _, n in best)
             table[key] = "".join(f"{c}{max(1, round(9*n/total))}" for c, n in best)
-    return table
+    return list(table.items())
 
-# %% ../../nbs/foundations/10_ngram.ipynb #1044cdac
+# %% ../../nbs/foundations/10_ngram.ipynb #fd09115b
 _VIEW = """
 function next(table, text, context, temperature) {
   for (let k = Math.min(context, text.length); k >= 0; k--) {
@@ -256,7 +258,7 @@ function next(table, text, context, temperature) {
 }
 function render({ model, el }) {
   el.classList.add("ngram-sampler");
-  const table = model.get("table"), area = Object.assign(document.createElement("textarea"), { rows: 4, value: model.get("text") });
+  const table = Object.fromEntries(model.get("table")), area = Object.assign(document.createElement("textarea"), { rows: 4, value: model.get("text") });
   area.setAttribute("aria-label", "text to go on with");
   const slider = (label, min, max, step, value) => {
     const box = document.createElement("label"), input = Object.assign(document.createElement("input"), { type: "range", min, max, step, value }), shown = document.createElement("output");
@@ -280,6 +282,6 @@ _STYLE = """
 class NgramSampler(anywidget.AnyWidget):
     "A text area that an n-gram model of characters writes on in; everything happens in the page."
     _esm, _css = _VIEW, _STYLE
-    table = traitlets.Dict().tag(sync=True) # from `character_table`
+    table = traitlets.List().tag(sync=True) # pairs of context and what follows, from `character_table`
     context = traitlets.Int(5).tag(sync=True) # characters of the longest context
     text = traitlets.Unicode("The ").tag(sync=True) # to begin with
