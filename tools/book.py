@@ -105,8 +105,8 @@ def write(nb, path):
     for cell in nb.cells:
         for output in cell.get("outputs", []):
             for kind, data in output.get("data", {}).items():
-                if isinstance(data, str):
-                    output.data[kind] = data.splitlines(keepends=True)
+                if isinstance(data, str):  # text as lines, an image as one string: nbdev_clean reads nothing else
+                    output.data[kind] = data.splitlines(keepends=True) if kind.startswith("text/") else data.rstrip("\n")
             if output.output_type == "stream":
                 output.text = output.text.splitlines(keepends=True)
         cell.source = cell.source.splitlines(keepends=True)
