@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['top_k', 'top_p', 'min_p', 'penalize_repetition', 'Sampling', 'KVCache', 'generate', 'StopStrings', 'beam_search',
-           'causal_lm_loss', 'token_log_probs', 'perplexity']
+           'causal_lm_loss', 'token_log_probs']
 
 # %% ../../nbs/foundations/15_generation.ipynb #f81b437c
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -185,9 +184,3 @@ def token_log_probs(model, # input_ids -> logits
     with torch.inference_mode(): log_probs = model(input_ids)[:, :-1].float().log_softmax(-1)
     targets = input_ids[:, 1:]
     return log_probs.gather(-1, targets[..., None])[..., 0], log_probs.argmax(-1) == targets
-
-def perplexity(log_probs, # (documents,) sum of the log-probabilities of each, in nats
-               units, # (documents,) tokens, words or characters of each
-              ) -> float: # at least 1
-    "Perplexity by the unit that is counted; log2 of it is bits a unit."
-    return float(np.exp(-np.asarray(log_probs).sum()/np.asarray(units).sum()))
