@@ -103,7 +103,7 @@ def train(data:Annotated[str, typer.Option(help="corpus name, or .csv, .tsv, .js
           output:Annotated[Path, typer.Option(help="folder for the trained run")]=Path("runs/latest"),
           text:Annotated[str, typer.Option(help="column with the texts")]="text",
           label:Annotated[str, typer.Option(help="column with the labels")]="label",
-          checkpoint:Annotated[str, typer.Option(help="what to start from: minilm, a folder, or a hub id")]="minilm",
+          checkpoint:Annotated[str, typer.Option(help="what to start from: minilm (English), sftbook-zh (Chinese), a folder, or a hub id")]="minilm",
           epochs:Annotated[int, typer.Option(help="passes over the rows")]=2,
           batch_size:Annotated[int, typer.Option(help="rows of one step")]=16,
           learning_rate:Annotated[float, typer.Option(help="peak learning rate")]=5e-5,
