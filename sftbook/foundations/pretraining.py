@@ -335,7 +335,7 @@ def transfer_settings(corpus:str, # "zh-reviews" or "msra-ner"
                       bf16:bool|None=None, # see `TrainingConfig`
                      ) -> TrainingConfig:
     "How an encoder is fine-tuned on so many rows."
-    few, some, many = (15, 8, 3) if corpus == "zh-reviews" else (20, 10, 2)
+    few, some, many = (15, 8, 3) if corpus == "zh-reviews" else (20, 10, 1)
     passes = passes or (many if n is None or n > 5000 else some if n > 1000 else few)
     return TrainingConfig(learning_rate=5e-4, num_train_epochs=passes, per_device_train_batch_size=16, seed=seed, bf16=bf16)
 
@@ -373,13 +373,15 @@ def dictionary_tags(tokens:list[list[str]], # sentences of the training rows
     kinds = {}
     for sentence, row in zip(tokens, tags):
         for start, end, kind in entity_spans(row): kinds.setdefault(tuple(sentence[start:end]), Counter())[kind] += 1
-    longest = max(map(len, kinds), default=0)
-    return [_match(sentence, {span: k.most_common(1)[0][0] for span, k in kinds.items()}, longest) for sentence in others]
+    usual = {span: found.most_common(1)[0][0] for span, found in kinds.items()}
+    longest = max(map(len, usual), default=0)
+    return [_match(sentence, usual, longest) for sentence in others]
 
 def _match(sentence, kinds, longest):
-    tags, i = ["O"]*len(sentence), 0
+    tags, i = [], 0
     while i < len(sentence):
-        n = next((n for n in range(longest, 0, -1) if tuple(sentence[i:i + n]) in kinds), 0)
-        if n: tags[i:i + n] = [f"B-{kinds[tuple(sentence[i:i + n])]}"] + [f"I-{kinds[tuple(sentence[i:i + n])]}"]*(n - 1)
+        n = next((n for n in range(min(longest, len(sentence) - i), 0, -1) if tuple(sentence[i:i + n]) in kinds), 0)
+        kind = kinds.get(tuple(sentence[i:i + n]))
+        tags += [f"B-{kind}"] + [f"I-{kind}"]*(n - 1) if n else ["O"]
         i += max(n, 1)
     return tags
