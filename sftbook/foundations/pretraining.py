@@ -331,13 +331,14 @@ def training_draw(corpus:str, # "zh-reviews" or "msra-ner"
 def transfer_settings(corpus:str, # "zh-reviews" or "msra-ner"
                       n:int|None, # training rows; all when None
                       seed:int, # of head, order and dropout
+                      learning_rate:float, # at its peak
                       passes:int|None=None, # over the rows; by their number when None
                       bf16:bool|None=None, # see `TrainingConfig`
                      ) -> TrainingConfig:
     "How an encoder is fine-tuned on so many rows."
     few, some, many = (15, 8, 3) if corpus == "zh-reviews" else (20, 10, 1)
     passes = passes or (many if n is None or n > 5000 else some if n > 1000 else few)
-    return TrainingConfig(learning_rate=5e-4, num_train_epochs=passes, per_device_train_batch_size=16, seed=seed, bf16=bf16)
+    return TrainingConfig(learning_rate=learning_rate, num_train_epochs=passes, per_device_train_batch_size=16, seed=seed, bf16=bf16)
 
 # %% ../../nbs/foundations/14_pretraining.ipynb #8c9386a6
 def transfer_scores(corpus:str, # "zh-reviews" or "msra-ner"
