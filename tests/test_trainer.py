@@ -194,7 +194,7 @@ torch.manual_seed(0)
 model = Words()
 result = Trainer(model, words_loss, collate, TrainingConfig(learning_rate=0.05, num_train_epochs=2, per_device_train_batch_size=int(sys.argv[3]))).fit(words_rows(50))
 from accelerate import PartialState
-if PartialState().is_main_process: json.dump([[h["loss"] for h in result.state.history], model.words.weight.tolist()], open(sys.argv[2], "w"))
+if PartialState().is_main_process: json.dump([[h["loss"] for h in result.state.history], model.words.weight.tolist(), result.state.processes], open(sys.argv[2], "w"))
 if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 """
 
@@ -211,3 +211,4 @@ def test_two_processes_of_eight_rows_are_one_of_sixteen(tmp_path):
     results = [json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json")]
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-4)
     np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-4)
+    assert (results[0][2], results[1][2]) == (1, 2)  # the ceiling of MFU is that of all processes

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 tools/pretrain.py runs/sftbook-zh
 
-On processors, one process a core is faster than one process with several threads. A killed run goes on from its last checkpoint.
+On processors, one process a core can be faster than one process with several threads. A killed run goes on from its last checkpoint.
 """
 import sys
 from pathlib import Path
