@@ -304,9 +304,10 @@ def training_log(tuned:FineTuned, # from `pretrain`
                 ) -> dict: # what JSON can hold
     "What a reader should know of a run: losses, cost, machine, and a name for the text that was read."
     s, result, (texts, audit) = tuned.result.state, tuned.result, clean_pretraining_texts()
+    ceiling = s.processes*matmul_ceiling(getattr(torch, s.dtype))
     losses = [dict(step=int(part[-1]["step"]), loss=float(np.mean([h["loss"] for h in part]))) for part in np.array_split(s.history, min(points, len(s.history)))]
     return dict(losses=losses, evaluations=s.evaluations, steps=s.step, rows=s.rows, tokens=s.tokens, seconds=round(s.seconds), tokens_per_second=round(result.tokens_per_second), processes=s.processes,
-                dtype=s.dtype, flops=s.flops, ceiling=s.processes*matmul_ceiling(getattr(torch, s.dtype)), mfu=round(result.mfu, 3), hardware=str(hardware()), parameters=count_parameters(tuned.model)["total"],
+                dtype=s.dtype, flops=s.flops, ceiling=ceiling, mfu=round(s.flops/s.seconds/ceiling, 3), hardware=str(hardware()), parameters=count_parameters(tuned.model)["total"],
                 settings=task_settings(tuned.task) | {"checkpoint": ""}, text=fingerprint(texts), corpora=audit)
 
 # %% ../../nbs/foundations/14_pretraining.ipynb #603b8b59
