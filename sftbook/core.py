@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SftbookError', 'ConfigError', 'CorpusError', 'CheckpointError', 'TrainingError', 'DataError', 'profile_name',
-           'profile', 'set_seed', 'row_seed', 'atomic_folder', 'write_text', 'write_json', 'read_json', 'sha256',
-           'write_manifest', 'check_manifest', 'cache_dir', 'quiet', 'matmul_ceiling', 'pick_dtype', 'Hardware',
-           'hardware', 'Cost', 'cost']
+           'profile', 'set_seed', 'row_seed', 'write_text', 'write_json', 'read_json', 'sha256', 'write_manifest',
+           'check_manifest', 'check_target', 'remove_leftovers', 'atomic_folder', 'reserve_folder', 'check_space',
+           'cache_dir', 'quiet', 'matmul_ceiling', 'pick_dtype', 'Hardware', 'hardware', 'Cost', 'cost']
 
 # %% ../nbs/00_core.ipynb #9a7bd0c8
 import contextlib
@@ -15,7 +15,9 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -89,47 +91,12 @@ def row_seed(seed:int, # of the run
     digest = hashlib.blake2b(f"{seed},{epoch},{row}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
-# %% ../nbs/00_core.ipynb #5e1b6ecd
-@contextlib.contextmanager
-def atomic_folder(path:str|Path, # where the folder shall be
-                  overwrite:bool=False, # replace what is there
-                 ):
-    "Yield a new folder that becomes `path` when the block ends well, and disappears when it does not. Raises `ConfigError` when `path` exists."
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise ConfigError("this already exists", where=str(path), remedy="choose another place, or say that it may be overwritten")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield new
-        for file in new.rglob("*"):
-            if file.is_file(): _sync(file)
-        new.chmod(0o777 & ~_umask())
-        _replace(new, path)
-    finally: shutil.rmtree(new, ignore_errors=True)
-
-# %% ../nbs/00_core.ipynb #25d0b93e
-def _sync(file):
-    "Make sure that the bytes are on the disk before the rename is."
-    with open(file, "rb") as f: os.fsync(f.fileno())
-
+# %% ../nbs/00_core.ipynb #223f65d0
 def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
-def _replace(new, path):
-    "A folder cannot be renamed onto one that is there: move that one aside first, and back if the rename fails."
-    if not path.exists(): return new.rename(path)
-    aside = path.with_name(f".{path.name}.old-{os.getpid()}")
-    path.rename(aside)
-    try: new.rename(path)
-    except OSError:
-        aside.rename(path)
-        raise
-    shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
-
-# %% ../nbs/00_core.ipynb #223f65d0
 def write_text(path:str|Path, # where to
                text:str, # what
               ) -> None:
@@ -171,15 +138,145 @@ def write_manifest(folder:str|Path, # whose files are listed
 def check_manifest(folder:str|Path, # with a `MANIFEST.json`
                   ) -> None:
     "Raise `CheckpointError` when a file of the manifest is missing or not as it was written."
-    for name, checksum in read_json(Path(folder)/"MANIFEST.json").items():
+    listed, remedy = read_json(Path(folder)/"MANIFEST.json"), "restore the folder from a copy or make it again"
+    if not isinstance(listed, dict):
+        raise CheckpointError("MANIFEST.json lists no files", where=str(folder), remedy=remedy)
+    for name, checksum in listed.items():
         file, what = Path(folder)/name, None
         if not file.is_file(): what = "is missing"
         elif sha256(file) != checksum: what = "is not as it was written"
-        if what: raise CheckpointError(f"{name} {what}", where=str(folder), remedy="restore the folder from a copy or make it again")
+        if what: raise CheckpointError(f"{name} {what}", where=str(folder), remedy=remedy)
 
 def _checksums(folder):
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "MANIFEST.json")
     return {p.relative_to(folder).as_posix(): sha256(p) for p in files}
+
+# %% ../nbs/00_core.ipynb #d14b5d57
+def _foreign(folder):
+    "Names in `folder` that its manifest does not list; all of them where there is none."
+    try: listed = {*read_json(folder/"MANIFEST.json"), "MANIFEST.json"}
+    except (SftbookError, TypeError): listed = set()
+    names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir()]
+    return [name for name in names if name not in listed]
+
+# %% ../nbs/00_core.ipynb #44a613ad
+def check_target(path:str|Path, # where a folder shall be written
+                 overwrite:bool=False, # may replace what a program of this book has written
+                ) -> Path: # the same place, absolute and without links
+    "Refuse a target that would destroy something, or that cannot be. Raises `ConfigError`."
+    target, another = Path(path).resolve(), "choose another place"
+    home = next(p for p in (target, *target.parents) if p.exists())
+    if not home.is_dir():
+        raise ConfigError("this is a file, not a folder", where=str(home), remedy=another)
+    if target in (here := Path.cwd().resolve(), *here.parents):
+        raise ConfigError("this is the folder you are in", where=str(path), remedy=another)
+    if not target.exists() or not any(target.iterdir()): return target
+    if not overwrite:
+        raise ConfigError("this already exists", where=str(path),
+                          remedy=f"{another}, or say --overwrite (overwrite=True)")
+    if foreign := _foreign(target):
+        more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
+        raise ConfigError(f"this holds what no run has written: {', '.join(foreign[:3])}{more}",
+                          where=str(path), remedy=f"{another}; only saved runs are replaced")
+    return target
+
+# %% ../nbs/00_core.ipynb #c9aa078f
+def remove_leftovers(folder:str|Path, # where folders are written
+                     name:str="", # how their names begin
+                    ) -> list[str]: # names of what was removed
+    "Remove what killed processes of this machine left unfinished in `folder`."
+    import psutil
+    unfinished, removed = re.compile(rf"\.({re.escape(name)}.*)\.{re.escape(socket.gethostname())}-(\d+)-(\w+)"), []
+    for path in Path(folder).iterdir():
+        found = unfinished.fullmatch(path.name)
+        if not found or psutil.pid_exists(int(found[2])): continue
+        target = path.with_name(found[1])
+        if found[3] == "old" and not target.exists(): path.rename(target)
+        else: shutil.rmtree(path, ignore_errors=True)
+        removed.append(path.name)
+    return removed
+
+# %% ../nbs/00_core.ipynb #5e1b6ecd
+@contextlib.contextmanager
+def atomic_folder(path:str|Path, # where the folder shall be
+                  overwrite:bool=False, # replace what is there, see `check_target`
+                  shared:bool=False, # a cache: what another process wrote meanwhile is as good, and stays
+                 ):
+    "Yield a new folder that becomes `path` when the block ends well, else disappears. Raises `ConfigError`."
+    path = Path(path).resolve() if shared else check_target(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
+    new = Path(tempfile.mkdtemp(prefix=_hidden(path.name), dir=path.parent))
+    try:
+        yield new
+        for file in new.rglob("*"):
+            if file.is_file(): _sync(file)
+        new.chmod(0o777 & ~_umask())
+        if not shared: check_target(path, overwrite) # somebody may have put something there meanwhile
+        if not (shared and path.exists()): _replace(new, path)
+    finally: shutil.rmtree(new, ignore_errors=True)
+
+# %% ../nbs/00_core.ipynb #25d0b93e
+def _sync(file):
+    "Make sure that the bytes are on the disk before the rename is."
+    with open(file, "rb") as f: os.fsync(f.fileno())
+
+def _hidden(name):
+    "How the name of an unfinished folder begins: whose it is, and which process of which machine writes it."
+    return f".{name}.{socket.gethostname()}-{os.getpid()}-"
+
+def _replace(new, path):
+    "A folder cannot be renamed onto one that is there: move that one aside first, and back if the rename fails."
+    if not path.exists(): return new.rename(path)
+    aside = path.with_name(_hidden(path.name) + "old")
+    path.rename(aside)
+    try: new.rename(path)
+    except OSError:
+        aside.rename(path)
+        raise
+    shutil.rmtree(aside)
+
+# %% ../nbs/00_core.ipynb #0884a4a0
+@contextlib.contextmanager
+def reserve_folder(path:str|Path, # where a folder will be written later, with `atomic_folder`
+                   overwrite:bool=False, # see `check_target`
+                  ):
+    "Hold `path` while a block runs, so that long work does not end in vain. Yields the absolute path; raises `ConfigError`."
+    from filelock import FileLock, Timeout
+    target = check_target(path, overwrite)
+    new = [p for p in target.parents if not p.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
+        lock.acquire()
+    except Timeout as e:
+        raise ConfigError("another process is about to write this", where=str(path), remedy="wait for it, or choose another place") from e
+    except OSError as e: raise _cannot_write(path, e) from e
+    try: yield target
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(lock.lock_file) # first: nobody may lock a file that is about to go
+        lock.release()
+        for folder in new:
+            with contextlib.suppress(OSError): folder.rmdir() # only where nothing was written
+
+def _cannot_write(path, error):
+    return ConfigError(f"nothing can be written here: {error.strerror or error}", where=str(path),
+                       remedy="choose another place")
+
+# %% ../nbs/00_core.ipynb #26ce4fb4
+def check_space(folder:str|Path, # an existing folder
+                needed:int, # bytes that will be written there
+               ) -> None:
+    "Take the room once and give it back: quotas and limits count too. Raises `ConfigError`."
+    try:
+        with tempfile.TemporaryFile(dir=folder) as f:
+            if hasattr(os, "posix_fallocate"): os.posix_fallocate(f.fileno(), 0, max(1, needed))
+            elif shutil.disk_usage(folder).free < needed: raise OSError("the disk is full")
+    except OSError as e:
+        free = shutil.disk_usage(folder).free
+        raise ConfigError(f"{needed/2**20:,.0f} MiB are needed here, {free/2**20:,.0f} MiB are free: {e.strerror or e}",
+                          where=str(folder), remedy="make room, or choose another place") from e
 
 # %% ../nbs/00_core.ipynb #66d7e7b1
 def cache_dir() -> Path: # the folder; it exists
