@@ -132,10 +132,10 @@ def test_predict_keeps_the_order_and_writes_whole_files(trained, tmp_path, capsy
         code, _, err = run(capsys, "predict", trained / "run", "--data", file, "--text", "comment", "--output", output)
         assert code == 0, err
     answers = pd.read_csv(tmp_path / "a.csv")
-    assert answers["text"].tolist() == [t for t, _ in rows]
-    assert (answers["label"] == [label for _, label in rows]).mean() > 0.9
-    assert [json.loads(line)["label"] for line in open(tmp_path / "a.jsonl", encoding="utf-8")] == answers["label"].tolist()
-    assert (answers[["business", "sport"]].sum(axis=1) - 1).abs().max() < 1e-3
+    assert answers["comment"].tolist() == [t for t, _ in rows]
+    assert (answers["prediction"] == [label for _, label in rows]).mean() > 0.9
+    assert [json.loads(line)["prediction"] for line in open(tmp_path / "a.jsonl", encoding="utf-8")] == answers["prediction"].tolist()
+    assert (answers[["p_business", "p_sport"]].sum(axis=1) - 1).abs().max() < 1e-3
 
 
 def test_predict_answers_on_the_terminal(trained, capsys):
@@ -183,11 +183,11 @@ def test_labels_are_merged_only_when_asked(tmp_path, tiny_checkpoint, capsys):
 
 
 def test_a_full_disk_is_a_message(trained, tmp_path, capsys, monkeypatch):
-    import sftbook.cli
+    import sftbook.core
 
     def full(path, text):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(sftbook.cli, "write_text", full)
+    monkeypatch.setattr(sftbook.core, "write_text", full)
     code, _, err = run(capsys, "predict", trained / "run", "the cup", "--output", tmp_path / "a.csv")
     assert code == 2 and "No space left" in err and "Traceback" not in err
