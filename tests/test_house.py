@@ -132,7 +132,7 @@ def test_no_saved_output_is_an_error(path):
 
 
 def test_modules_import_only_downwards():
-    order = [re.sub(r"^\d+_", "", p.stem) for p in sorted(NBS.glob("[0-9]*.ipynb"))]
+    order = [re.sub(r"^\d+[a-z]?_", "", p.stem) for p in sorted(NBS.glob("[0-9]*.ipynb"))]
     for i, module in enumerate(order):
         tree = ast.parse((ROOT / "sftbook" / f"{module}.py").read_text(encoding="utf-8"))
         used = {n.module.split(".")[1] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and n.module.startswith("sftbook.")}
