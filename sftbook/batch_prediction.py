@@ -6,7 +6,7 @@
 __all__ = ['free_names', 'answer_names', 'answer_columns', 'answer_rows', 'format_rows', 'Answered', 'check_output',
            'predict_file']
 
-# %% ../nbs/06a_batch_prediction.ipynb #806232ac
+# %% ../nbs/06a_batch_prediction.ipynb #8169db5e
 import csv
 import io
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 from .core import ConfigError, SftbookError, read_json, sha256, write_json
 from .files import open_records, text_problem
 
-# %% ../nbs/06a_batch_prediction.ipynb #2faef023
+# %% ../nbs/06a_batch_prediction.ipynb #f1abf33c
 def free_names(wanted:list[str], # names that the answers would like to have
                taken:list[str], # names of the columns of the file
               ) -> dict[str, str]: # wanted name -> name that is free
@@ -31,17 +31,18 @@ def free_names(wanted:list[str], # names that the answers would like to have
         used.add(free[name])
     return free
 
-# %% ../nbs/06a_batch_prediction.ipynb #1ab99895
+# %% ../nbs/06a_batch_prediction.ipynb #508e2317
 def answer_names(predictions, # what a saved run predicted, perhaps for no row
                 ) -> list[str]: # of the columns of `answer_columns`
     "Columns of the answers: the prediction, and where there are probabilities, each of them."
     labels = getattr(predictions, "label_names", None)
-    return ["prediction"] if labels is None else ["prediction", "probability", *(f"p_{k}" for k in labels)]
+    if labels is None: return ["prediction"]
+    return ["prediction", "probability", *(f"p_{name}" for name in labels)]
 
 def answer_columns(predictions, # what a saved run predicted
-                   min_confidence:float=0., # classes that are less probable are not named; in [0, 1]
+                   min_confidence:float=0., # less probable classes are not named; in [0, 1]
                   ) -> list[dict]: # of each row: column -> value
-    "What a row of answers says: the class and its probabilities, or what else the task predicts, as JSON."
+    "What a row of answers says: the class and its probabilities, or what else the task predicts."
     if not hasattr(predictions, "probabilities"): return [{"prediction": p} for p in predictions]
     columns, answers = answer_names(predictions), []
     for name, scores in zip(predictions.names, predictions.probabilities.tolist()):
@@ -50,7 +51,7 @@ def answer_columns(predictions, # what a saved run predicted
         answers.append(dict(zip(columns, [chosen, *numbers])))
     return answers
 
-# %% ../nbs/06a_batch_prediction.ipynb #3c22e189
+# %% ../nbs/06a_batch_prediction.ipynb #dd8887cf
 def answer_rows(run, # a `SavedRun`: `predict(texts)`
                 rows:list[dict], # of a file
                 *,
@@ -62,15 +63,15 @@ def answer_rows(run, # a `SavedRun`: `predict(texts)`
     problems = [text_problem(row.get(text), max_characters) for row in rows]
     good = [row[text] for row, problem in zip(rows, problems) if not problem]
     answers = iter(answer_columns(run.predict(good), min_confidence) if good else [])
-    return [{"problem": problem} if problem else {**next(answers), "problem": ""} for problem in problems]
+    return [{"problem": what} if what else {**next(answers), "problem": ""} for what in problems]
 
-# %% ../nbs/06a_batch_prediction.ipynb #07c29797
+# %% ../nbs/06a_batch_prediction.ipynb #57c330a2
 def _cell(value):
     "A value as a field of CSV."
     if value is None: return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
-# %% ../nbs/06a_batch_prediction.ipynb #78be6485
+# %% ../nbs/06a_batch_prediction.ipynb #be39e2a3
 def format_rows(rows:list[dict], # to write
                 columns:list[str], # in this order
                 suffix:str, # ".csv", ".tsv" or ".jsonl"
@@ -85,7 +86,7 @@ def format_rows(rows:list[dict], # to write
     writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
     return out.getvalue()
 
-# %% ../nbs/06a_batch_prediction.ipynb #07e11c51
+# %% ../nbs/06a_batch_prediction.ipynb #f1eadf67
 @dataclass
 class Answered:
     "What was done with a file."
@@ -94,6 +95,7 @@ class Answered:
     abstained:int = 0 # of these, answered with no class: below `min_confidence`
     truncated:int = 0 # texts that were cut
     notes:list[str] = field(default_factory=list) # what was skipped in the file
+    names:dict[str, str] = field(default_factory=dict) # of the new columns, see `free_names`
 
     def count(self, answers, run):
         self.rows += len(answers)
@@ -101,7 +103,7 @@ class Answered:
         self.abstained += sum(a.get("prediction") == "" and not a["problem"] for a in answers)
         self.truncated += getattr(run.task, "truncated", 0)
 
-# %% ../nbs/06a_batch_prediction.ipynb #689b7ad5
+# %% ../nbs/06a_batch_prediction.ipynb #adaaf255
 class _Partial:
     "The unfinished output: whole rows, and a note that says where to go on."
     def __init__(self, output, identity, resume):
@@ -112,7 +114,8 @@ class _Partial:
 
     def find(self, identity):
         if not self.note.is_file() or not self.path.is_file():
-            raise ConfigError("there is nothing to go on from", where=str(self.path), remedy="leave out --resume")
+            raise ConfigError("there is nothing to go on from", where=str(self.path),
+                              remedy="leave out --resume")
         done = read_json(self.note)
         if done.get("identity") == identity: return done
         raise ConfigError("it was begun with another run, file or option", where=str(self.path),
@@ -127,17 +130,18 @@ class _Partial:
     def write(self, rows, columns):
         "Write rows, and only then the note that they are done."
         text = format_rows(rows, columns, self.output.suffix.lower(), header=not self.done["bytes"])
-        data = text.encode()
+        data = text.encode("utf-8", "backslashreplace") # half a character stays as JSON writes it
         if self.file.write(data) < len(data): raise OSError(28, "the disk is full", str(self.path))
         os.fsync(self.file.fileno())
-        self.done |= {"rows": self.done["rows"] + len(rows), "bytes": self.done["bytes"] + len(data)}
+        self.done["rows"] += len(rows)
+        self.done["bytes"] += len(data)
         write_json(self.note, self.done)
 
     def finish(self):
         os.replace(self.path, self.output)
         self.note.unlink()
 
-# %% ../nbs/06a_batch_prediction.ipynb #746e391e
+# %% ../nbs/06a_batch_prediction.ipynb #d19d6755
 def check_output(output:str|Path, # file for the answers
                  source:str|Path, # file with the texts
                  overwrite:bool=False, # replace answers that are there
@@ -145,17 +149,20 @@ def check_output(output:str|Path, # file for the answers
     "Refuse an output that cannot be written or would destroy something. Raises `ConfigError`."
     output, remedy = Path(output), "choose another --output"
     if output.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
-        raise ConfigError("answers are written as .csv, .tsv or .jsonl", where=str(output), remedy=remedy)
+        raise ConfigError("answers are written as .csv, .tsv or .jsonl", where=str(output),
+                          remedy=remedy)
     if output.exists() and Path(source).exists() and output.samefile(source):
         raise ConfigError("this is the file with the texts", where=str(output), remedy=remedy)
     if output.is_dir(): raise ConfigError("this is a folder", where=str(output), remedy=remedy)
     if output.exists() and not overwrite:
-        raise ConfigError("this already exists", where=str(output), remedy=f"{remedy}, or say --overwrite")
+        raise ConfigError("this already exists", where=str(output),
+                          remedy=f"{remedy}, or say --overwrite")
     if not output.parent.is_dir():
-        raise ConfigError("there is no such folder", where=str(output.parent), remedy="make it, or " + remedy)
+        raise ConfigError("there is no such folder", where=str(output.parent),
+                          remedy=f"make it, or {remedy}")
     return output
 
-# %% ../nbs/06a_batch_prediction.ipynb #6df8fd3c
+# %% ../nbs/06a_batch_prediction.ipynb #690b9e9b
 def _pieces(rows, size):
     while piece := list(islice(rows, size)): yield piece
 
@@ -165,7 +172,7 @@ def _column_of(columns, text, source):
     raise ConfigError(f"there is no column {text!r}; there are: {listed}", where=str(source),
                       remedy="name the column with --text")
 
-# %% ../nbs/06a_batch_prediction.ipynb #eb7f64a6
+# %% ../nbs/06a_batch_prediction.ipynb #f87acdc6
 def predict_file(run, # a `SavedRun`
                  folder:str|Path, # of that run
                  source:str|Path, # file with the texts
@@ -176,7 +183,7 @@ def predict_file(run, # a `SavedRun`
                  overwrite:bool=False, # replace answers that are there
                  resume:bool=False, # go on where a stopped program ended
                  piece:int=512, # rows that are answered at a time
-                 report:Callable=lambda answered: None, # called after each piece, for a progress bar
+                 report:Callable=lambda answered: None, # called after each piece
                  **how, # `max_characters` and `min_confidence` of `answer_rows`
                 ) -> Answered: # counts
     "Answer a file row by row in constant memory. Raises `ConfigError` and `DataError`."
@@ -188,17 +195,17 @@ def predict_file(run, # a `SavedRun`
     answered = Answered(partial.done["rows"])
     rows = (record for _, record in records)
     next(islice(rows, answered.rows, answered.rows), None) # those that are done
-    with partial.open():
-        _answer_pieces(run, _pieces(rows, piece), list(records.columns), partial, answered, report, how)
-    if not answered.rows: raise ConfigError("there are no rows", where=str(source), remedy="give a file with rows")
+    pieces, columns = _pieces(rows, piece), list(records.columns)
+    with partial.open(): _answer_pieces(run, pieces, columns, partial, answered, report, how)
     partial.finish()
     answered.notes = list(records.notes)
     return answered
 
-# %% ../nbs/06a_batch_prediction.ipynb #4b032eee
+# %% ../nbs/06a_batch_prediction.ipynb #80e0b47e
 def _answer_pieces(run, pieces, columns, partial, answered, report, how):
     "Answer and write one piece after the other."
     names = free_names([*answer_names(run.predict([])), "problem"], columns)
+    answered.names = names
     for batch in pieces:
         answers = answer_rows(run, batch, **how)
         whole = [{**row, **_renamed(answer, names)} for row, answer in zip(batch, answers)]

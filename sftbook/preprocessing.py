@@ -103,9 +103,9 @@ class _Index:
         self.owner, self.group = owner[kept], group[kept]
         self.frequency = frequency[self.group] if len(owner) else frequency
 
-# %% ../nbs/02_preprocessing.ipynb #09e18610
+# %% ../nbs/02_preprocessing.ipynb #002b1c21
 def _pairs(index):
-    "Pairs of texts, how many shingles they share that are no boilerplate, and how many each text has."
+    "Pairs of texts, how many shingles they share (no boilerplate), and how many each text has."
     rare = index.frequency <= index.max_texts
     totals, keys = np.bincount(index.owner[rare], minlength=index.n), [np.zeros(0, np.int64)]
     for g in range(2, index.max_texts + 1): # the texts of a shingle stand side by side, in order
@@ -114,9 +114,9 @@ def _pairs(index):
     pairs, common = np.unique(np.concatenate(keys), return_counts=True)
     return pairs//max(1, index.n), pairs % max(1, index.n), common, totals
 
-# %% ../nbs/02_preprocessing.ipynb #4e7c7ac0
+# %% ../nbs/02_preprocessing.ipynb #757e8ec2
 def _forms(index):
-    "Which texts are filled-in forms: boilerplate, and no run of own words as long as half a shingle."
+    "Which texts are filled-in forms: boilerplate, and no run of own words of half a shingle."
     n = len(index.unit_owner) + 1
     change = np.bincount(index.place[index.common], minlength=n).astype(np.int32)
     change -= np.bincount((index.place + index.length)[index.common], minlength=n).astype(np.int32)
@@ -132,24 +132,25 @@ def _forms(index):
     has = np.bincount(index.unit_owner[covered], minlength=index.n) > 0
     return has & (longest < np.maximum(wide, 1)/2)
 
-# %% ../nbs/02_preprocessing.ipynb #87dbe1d5
+# %% ../nbs/02_preprocessing.ipynb #f38a70a2
 def _form_pairs(index, forms):
     "Each form beside the first form that has the same boilerplate; like `_pairs`."
     chosen = (index.frequency > index.max_texts) & forms[index.owner]
     owner, group = index.owner[chosen], index.group[chosen]
     totals = np.bincount(owner, minlength=index.n)
     _, start, back = np.unique(group, return_index=True, return_inverse=True)
-    pairs, common = np.unique(owner[start][back].astype(np.int64)*index.n + owner, return_counts=True)
+    both = owner[start][back].astype(np.int64)*index.n + owner
+    pairs, common = np.unique(both, return_counts=True)
     return pairs//max(1, index.n), pairs % max(1, index.n), common, totals
 
-# %% ../nbs/02_preprocessing.ipynb #d6484805
+# %% ../nbs/02_preprocessing.ipynb #1b750a89
 def near_duplicate_pairs(texts:list[str], # to compare with each other
                          size:int=8, # words in a shingle
                          containment:float=0.5, # least share of the smaller set
                          max_texts:int=10, # shingles of more texts are boilerplate
                          key:Callable=text_key, # what is left of a text
                         ) -> list[tuple[int, int, float]]: # i < j and their containment
-    "Pairs of texts of which one nearly contains the other; of filled-in forms, each with the first of its kind."
+    "Pairs of texts of which one nearly contains the other; of forms, each with the first of its kind."
     index, found = _Index([key(t) for t in texts], size, max_texts), []
     forms = _forms(index)
     for i, j, common, totals in (_pairs(index), _form_pairs(index, forms)):
@@ -158,7 +159,7 @@ def near_duplicate_pairs(texts:list[str], # to compare with each other
         found += zip(i[near].tolist(), j[near].tolist(), share[near].tolist())
     return sorted(found)
 
-# %% ../nbs/02_preprocessing.ipynb #34495077
+# %% ../nbs/02_preprocessing.ipynb #bd3b81b8
 def duplicate_clusters(texts:list[str], # to compare with each other
                        size:int=8, # words in a shingle
                        containment:float=0.5, # least share of the smaller set
@@ -171,10 +172,11 @@ def duplicate_clusters(texts:list[str], # to compare with each other
     of_key = np.array([first.setdefault(key(t), len(first)) for t in texts], dtype=np.int64)
     pairs = near_duplicate_pairs(list(first), size, containment, key=str)
     ends = np.array([p[:2] for p in pairs], dtype=np.int64).reshape(-1, 2)
-    graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(first), len(first)))
+    edges = np.ones(len(ends)), (ends[:, 0], ends[:, 1])
+    graph = coo_array(edges, shape=(len(first), len(first)))
     return connected_components(graph, directed=False)[1][of_key] if len(first) else of_key
 
-# %% ../nbs/02_preprocessing.ipynb #954df086
+# %% ../nbs/02_preprocessing.ipynb #1eb3ea1b
 @dataclass
 class Audit:
     "What a look at the rows has found. Nothing is changed."
@@ -186,7 +188,7 @@ class Audit:
     conflicts:int # keys that carry more than one label
     characters:dict[str, int] # length at the 5th, 50th, 95th percentile and the longest
     labels:dict[str, int] # rows of each class, the largest first
-    encodings:dict[str, int] = field(default_factory=dict) # rows of each encoding, where it is known
+    encodings:dict[str, int] = field(default_factory=dict) # rows of each, where it is known
 
     def lines(self) -> list[tuple[str, str, str]]: # what, how many, what is done about it
         names = ("5 %", "half", "95 %", "longest")
@@ -195,7 +197,8 @@ class Audit:
                  ("empty texts", f"{self.empty:,}", "refused when loading"),
                  ("copies", f"{self.copies:,}, {self.identical:,} letter for letter",
                   "deduplicate keeps the first"),
-                 ("near-duplicate pairs", f"{self.near_pairs:,}", "split_rows keeps them on one side"),
+                 ("near-duplicate pairs", f"{self.near_pairs:,}",
+                  "split_rows keeps them on one side"),
                  ("texts with several labels", f"{self.conflicts:,}", "deduplicate drops them"),
                  ("characters", size, "encode_texts counts what it cuts"),
                  ("classes", _counted(self.labels), "")]
@@ -222,7 +225,7 @@ def _as_code(done):
     name, _, rest = done.partition(" ")
     return f"`{name}` {rest}" if "_" in name or name == "deduplicate" else done
 
-# %% ../nbs/02_preprocessing.ipynb #9ad96e68
+# %% ../nbs/02_preprocessing.ipynb #afe6e467
 def audit(rows, # a Dataset with `text` and perhaps `label` and `encoding`
          ) -> Audit: # counts; prints as a table
     "Look at rows before anything is done with them."
@@ -230,11 +233,13 @@ def audit(rows, # a Dataset with `text` and perhaps `label` and `encoding`
     keys, of_key = [text_key(t) for t in texts], defaultdict(set)
     for key, label in zip(keys, labels): of_key[key].add(label)
     lengths = np.array([len(t) for t in texts] or [0])
-    size = {f"p{q}": int(np.percentile(lengths, q)) for q in (5, 50, 95)} | {"max": int(lengths.max())}
+    size = {f"p{q}": int(np.percentile(lengths, q)) for q in (5, 50, 95)}
+    size["max"] = int(lengths.max())
     encodings = rows["encoding"] if "encoding" in rows.column_names else []
     return Audit(len(texts), keys.count(""), len(keys) - len(of_key), len(texts) - len(set(texts)),
-                 len(near_duplicate_pairs(list(of_key), key=str)), sum(len(v) > 1 for v in of_key.values()),
-                 size, dict(Counter(labels).most_common()), dict(Counter(encodings).most_common()))
+                 len(near_duplicate_pairs(list(of_key), key=str)),
+                 sum(len(v) > 1 for v in of_key.values()), size,
+                 dict(Counter(labels).most_common()), dict(Counter(encodings).most_common()))
 
 def _label_names(rows):
     "The name of each row's class, or nothing where rows have no label."
