@@ -292,15 +292,16 @@ def _same_labels(values):
         if word in groups and digit in groups: groups[digit] += groups.pop(word)
     return list(groups.values())
 
-# %% ../nbs/01_corpora.ipynb #e6aad9ce
+# %% ../nbs/01_corpora.ipynb #c69c72df
 def _merge_labels(source, values, merge):
     "Labels as they shall be used, and how many spellings were merged; raises where nobody has asked for it."
     counts = Counter(values)
     groups = [sorted(g, key=lambda n: (-counts[n], n)) for g in _same_labels(values)]
     clashes = [g for g in groups if len(g) > 1]
     if clashes and not merge:
-        spelt = [", ".join(f"{n!r} ({counts[n]:,} rows)" for n in g) for g in clashes]
-        what = "labels that differ only by case, width, spaces or the way a number is written: "
+        show = ascii if any(unicodedata.normalize("NFC", n) != n for g in clashes for n in g) else repr
+        spelt = [", ".join(f"{show(n)} ({counts[n]:,} rows)" for n in g) for g in clashes]
+        what = "labels that differ only by case, width, spaces, invisible marks or the form of a number: "
         raise DataError.from_problems([(str(source), what + s) for s in spelt], remedy=_MERGE)
     best = {}
     for group in groups: best |= dict.fromkeys(group, max(group, key=lambda n: (counts[n], n)).strip())
@@ -359,10 +360,10 @@ class _Wanted:
         if label and self.known is not None and label.startswith("the label is"): label = None
         return [(c, what) for c, what in ((self.text, text), (self.label, label)) if what]
 
-# %% ../nbs/01_corpora.ipynb #905e7baa
+# %% ../nbs/01_corpora.ipynb #44e2b87f
 def _check_values(wanted, records):
     "Columns `text`, `label` (names, or None) and `row`; one error for all rows that cannot be used."
-    values, problems = dict(text=[], label=[], row=[]), []
+    values, problems, kinds = dict(text=[], label=[], row=[]), [], {}
     for line, record in records:
         where = f"{wanted.source}, row at line {line}, column"
         problems += [(f"{where} {column}", what) for column, what in wanted.problems(record)]
@@ -370,6 +371,8 @@ def _check_values(wanted, records):
         values["text"].append(record.get(wanted.text))
         values["label"].append(None if label_problem(label) else str(label))
         values["row"].append(line)
+        kinds.setdefault(str(label), set()).add(type(label).__name__)
+    values["notes"] = [f"label {name!r} is written as {' and as '.join(sorted(k))}" for name, k in kinds.items() if len(k) > 1]
     if problems: raise DataError.from_problems(problems, remedy=_remedy(problems))
     return values
 
@@ -378,12 +381,13 @@ def _remedy(problems):
     if "list of" in said: return "give each row one label; several labels a text are another task"
     return "take the name out of the object" if "object" in said else "correct or delete these rows"
 
-# %% ../nbs/01_corpora.ipynb #ccc34d7f
+# %% ../nbs/01_corpora.ipynb #daab2d7b
 def _checked(wanted, records, columns, notes=()):
     "A Dataset of records that were checked; its description says what was decided."
     from datasets import ClassLabel, Dataset, Features, Value
     _check_columns(wanted.source, columns, wanted.columns())
-    values, notes = _check_values(wanted, records), list(notes)
+    values = _check_values(wanted, records)
+    notes = [*notes, *values.pop("notes")]
     values["file"] = [Path(wanted.source).name]*len(values["row"])
     features = dict(text=Value("string"), file=Value("string"), row=Value("int64"))
     if wanted.label:

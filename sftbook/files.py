@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .core import DataError
 
-# %% ../nbs/00a_files.ipynb #dfc6ad76
+# %% ../nbs/00a_files.ipynb #17dad9d9
 def _open_bytes(path):
     "The bytes of a file; unpacked where its name ends in .gz."
     path = Path(path)
@@ -36,7 +36,7 @@ def _open_bytes(path):
 def _near_files(path):
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     same = [n for n in names if n.split(".")[0] == path.name]
-    near = same + difflib.get_close_matches(path.name, names, 1)
+    near = same + difflib.get_close_matches(path.name, names, 1, 0.75)
     return f"did you mean {near[0]!r}?" if near else "check the path"
 
 # %% ../nbs/00a_files.ipynb #6c23e00b
@@ -116,13 +116,11 @@ def _shape(path, encoding, delimiter, usual):
     names = _check_header(_header([start], found), f"{path}, line {first}")
     return _Shape(found, names, first + 1, notes)
 
-# %% ../nbs/00a_files.ipynb #0c1cf92e
+# %% ../nbs/00a_files.ipynb #bb0568be
 def _delimiter(header, usual):
-    "The character that makes several columns of a header; the usual one where it does."
+    "The character that makes most columns of a header."
     widths = {d: len(_header([header], d)) for d in (usual, ";", "\t", "|", ",")}
-    if widths[usual] > 1: return usual
-    best = max(widths, key=widths.get)
-    return best if widths[best] > 1 else usual
+    return max(widths, key=widths.get) # of equals the first: the usual one
 
 def _header(lines, delimiter):
     try: return [name.strip() for name in next(_fields(lines, delimiter))[1]]
@@ -164,12 +162,13 @@ class _Seen:
     skipped:Counter = field(default_factory=Counter) # what was passed over, and how often
     columns:dict = field(default_factory=dict) # names, in the order in which they were met
 
-# %% ../nbs/00a_files.ipynb #3a4fb5d5
+# %% ../nbs/00a_files.ipynb #27d3baa2
 def _row_problem(fields, names, delimiter):
     "Why a record does not fit the header, or nothing."
     extra = fields[len(names):]
     if len(fields) < len(names) or any(map(str.strip, extra)):
-        return f"{len(fields)} fields where the header has {len(names)}"
+        kind = "tab-separated fields" if delimiter == "\t" else "fields"
+        return f"{len(fields)} {kind} where the header has {len(names)}"
     if any(f.strip() for n, f in zip(names, fields) if not n):
         return "a value in a column without a name"
     if [f.strip() for f in fields[:len(names)]] == names: return "the header is repeated"
@@ -196,7 +195,7 @@ def _table(path, delimiter, usual):
                 else: yield line, {n: f for n, f in zip(names, fields) if n}
     return [n for n in names if n], shape.notes, rows
 
-# %% ../nbs/00a_files.ipynb #64139474
+# %% ../nbs/00a_files.ipynb #a9d7ef62
 def _parse(text, where):
     "One JSON value. Raises `DataError`."
     try: return json.loads(text)
@@ -205,7 +204,7 @@ def _parse(text, where):
     except ValueError as e:
         if _is_python(text):
             raise DataError("this is Python, not JSON", where=where, remedy="use json.dumps") from e
-        said = f"not readable as JSON: {getattr(e, 'msg', e)}"
+        said = f"not readable as JSON: {getattr(e, 'msg', str(e).split(';')[0])}"
         raise DataError(said, where=where, remedy=_ROWS) from e
 
 def _is_python(text):
@@ -356,8 +355,9 @@ def _suffix(path):
     raise DataError(f"files that end in {path.suffix or 'nothing'} are not read", where=str(path),
                     remedy=f"use one of {', '.join(_READERS)}")
 
-# %% ../nbs/00a_files.ipynb #338de7ed
-_REMEDIES = {"fields": "put fields that contain the delimiter in quotation marks",
+# %% ../nbs/00a_files.ipynb #bb469888
+_REMEDIES = {"tab-separated": "no field may hold a tab or a line break here; export it as CSV",
+             "fields": "put fields that contain the delimiter in quotation marks",
              "quotation": "double the quotation mark, or take it away", "header": "delete the line",
              "object": _ROWS, "column": "give the column a name, or empty it"}
 

@@ -24,7 +24,7 @@ import torch
 
 from .core import ConfigError, DataError, atomic_folder, cache_dir, quiet
 
-# %% ../nbs/02_preprocessing.ipynb #a5a4842c
+# %% ../nbs/02_preprocessing.ipynb #6fd6abcc
 _INVISIBLE = re.compile(
     "[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
 _FACE = r"[:;=]['^-]?[()\[\]{}|/\\*dpo3]+(?!\w)|(?<!\w)[()\[\]]+['^-]?[:;=]"
@@ -37,7 +37,8 @@ def text_key(text:str, # any text
             ) -> str: # the same for copies
     "What is left of a text without case, width, white space and sentence punctuation."
     text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
-    return _MARKS.sub(lambda found: f" {found[1]}" if found[1] else " ", text).strip()
+    kept = _MARKS.sub(lambda found: f" {found[1] or ''}{' ' * (found[1] != '-')}", text)
+    return " ".join(kept.split())
 
 # %% ../nbs/02_preprocessing.ipynb #56030cc2
 _SPACELESS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")

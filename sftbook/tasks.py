@@ -8,10 +8,11 @@ __all__ = ['Task', 'infer_rows', 'predict', 'ClassPredictions', 'TextClassificat
            'MaskedLanguageModelling', 'masked_report', 'save_run', 'model_card', 'SavedRun', 'load_run']
 
 # %% ../nbs/06_tasks.ipynb #cc64a79e
+import difflib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -23,7 +24,7 @@ from torch import nn
 from .core import (CheckpointError, ConfigError, DataError, atomic_folder, check_manifest, pick_dtype, quiet, read_json, write_json,
                           write_manifest)
 from .evaluation import Interval, Report, bootstrap_interval, classification_report, entity_report
-from .model import init_classifier, load_model, load_tokenizer
+from .model import head_inputs, init_classifier, load_model, load_tokenizer, output_layer
 from .preprocessing import encode_texts, fingerprint, length_batches, pad_batch
 from .trainer import Trainer, TrainingConfig, TrainingResult
 
@@ -49,6 +50,7 @@ class Task(ABC):
     def metrics(self, predictions, rows) -> Report: "Judge predictions against labelled rows."
 
     pipeline_tag:ClassVar[str] = "text-classification" # what transformers calls this kind of model
+    directions:ClassVar[dict[str, bool]] = {} # names of the metrics, and whether more is better
     augment:ClassVar[Callable|None] = None # (features, numpy Generator) -> features, drawn anew for each row and epoch of training
 
     def infer(self, model, batch): return model(**{k: v for k, v in batch.items() if k != "labels"}).logits
@@ -145,6 +147,11 @@ class TextClassification(Task):
     def metrics(self, predictions, rows, baselines=None):
         return classification_report(rows["label"], predictions.labels, predictions.probabilities, label_names=self.labels, baselines=baselines)
 
+# %% ../nbs/06_tasks.ipynb #5d02ac82
+TextClassification.directions = dict(
+    accuracy=True, f1_macro=True, precision_macro=True, recall_macro=True, f1_weighted=True,
+    matthews=True, log_loss=False, brier=False, ece=False)
+
 # %% ../nbs/06_tasks.ipynb #2be8bf75
 @dataclass
 class FineTuned:
@@ -153,6 +160,20 @@ class FineTuned:
     model:nn.Module # trained, in evaluation mode
     result:TrainingResult # losses, evaluations and cost
     truncated:int = 0 # training rows that were cut
+
+# %% ../nbs/06_tasks.ipynb #fcebd89a
+def _with_direction(task, config, validation_rows):
+    "The settings with the direction of the chosen metric; raises `ConfigError` for a metric that the task has not."
+    name = config.metric_for_best_model
+    if name is None or not task.directions: return config
+    if validation_rows is None:
+        raise ConfigError("the best epoch is chosen by validation rows, and there are none", where="metric_for_best_model",
+                          remedy="give validation rows, or no metric")
+    if name not in task.directions:
+        near = difflib.get_close_matches(name.removeprefix("eval_"), task.directions, 1, 0.3)
+        said = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"there is no metric {name!r}", where="metric_for_best_model", remedy=f"{said}there are: {', '.join(task.directions)}")
+    return replace(config, greater_is_better=task.directions[name])
 
 # %% ../nbs/06_tasks.ipynb #84a35ba8
 def fine_tune(task:Task, # what to train for
@@ -166,6 +187,7 @@ def fine_tune(task:Task, # what to train for
               progress:bool=False, # show a progress bar on the terminal
              ) -> FineTuned: # the trained model
     "Fine-tune a model on labelled rows; raises what `Trainer.fit` raises."
+    config = _with_direction(task, config, validation_rows)
     torch.manual_seed(config.seed)
     model = task.init_model() if model is None else model
     features, truncated = task.encode(rows), getattr(task, "truncated", 0)
@@ -182,32 +204,41 @@ def task_settings(task:Task, # any task
 
 # %% ../nbs/06_tasks.ipynb #4fc0e2f5
 def pooled_features(task:Task, # a classification task
-                    model:nn.Module, # its model, whose head is a linear layer called `classifier`
+                    model:nn.Module, # its model, of any architecture
                     rows, # rows with `text`
-                   ) -> np.ndarray: # (rows, hidden), what the head sees
-    "Run the body over all rows, once, and return what goes into the head. Raises `ConfigError` for heads of another kind."
-    head = getattr(model, "classifier", None)
-    if not isinstance(head, nn.Linear):
-        raise ConfigError("the head is not a linear layer called classifier", where=type(model).__name__, remedy="train the head with fine_tune instead")
-    model.classifier = nn.Identity()
-    try: return np.stack(infer_rows(task, model, rows.select_columns("text"), lambda pooled: list(pooled.float().cpu().numpy())))
-    finally: model.classifier = head
+                   ) -> np.ndarray: # (rows, hidden), what the output layer sees
+    "Run the body over all rows, once, and return what goes into the output layer."
+    with head_inputs(model) as seen:
+        read = lambda scores: list(seen.pop().float().cpu().numpy())
+        return np.stack(infer_rows(task, model, rows.select_columns("text"), read))
 
 # %% ../nbs/06_tasks.ipynb #38eb3944
-def fit_head(model:nn.Module, # its `classifier` is set in place
+def fit_head(model:nn.Module, # its output layer is set in place
              features:np.ndarray, # (rows, hidden) of `pooled_features`
              labels:list[int], # class ids
              C:float=1.0, # inverse strength of the regularisation, as in scikit-learn
-            ) -> nn.Module: # the same model with a trained head
-    "Fit the head alone by logistic regression on features of the frozen body."
+            ) -> nn.Module: # the same model with a trained output layer
+    "Fit the output layer alone by logistic regression; a class without rows starts below the others."
     from sklearn.linear_model import LogisticRegression
-    fitted = LogisticRegression(C=C, max_iter=5000).fit(features, labels)
-    present, weight, bias = fitted.classes_, fitted.coef_, fitted.intercept_
-    if len(present) == 2: weight, bias = np.stack([-weight[0], weight[0]])/2, np.array([-bias[0], bias[0]])/2
-    with torch.no_grad():
-        model.classifier.weight[present] = torch.tensor(weight, dtype=torch.float32)
-        model.classifier.bias[present] = torch.tensor(bias, dtype=torch.float32)
+    layer = output_layer(model)
+    fitted = LogisticRegression(C=C, max_iter=5000, fit_intercept=layer.bias is not None)
+    fitted.fit(features, labels)
+    weight, bias = fitted.coef_, fitted.intercept_
+    if len(fitted.classes_) == 2:
+        weight, bias = np.stack([-weight[0], weight[0]])/2, np.ravel([-bias[0], bias[0]])/2
+    lowest = (features @ weight.T + bias).max(1).min() - 3 # a twentieth of the winner at its lowest
+    _set_layer(layer, fitted.classes_, weight, bias, float(lowest))
     return model
+
+# %% ../nbs/06_tasks.ipynb #69409119
+@torch.no_grad()
+def _set_layer(layer, classes, weight, bias, lowest):
+    "Weights and biases of the classes that have rows; the others get no weight and the lowest bias."
+    layer.weight.zero_()
+    layer.weight[classes] = torch.tensor(weight, dtype=torch.float32)
+    if layer.bias is None: return
+    layer.bias.fill_(lowest)
+    layer.bias[classes] = torch.tensor(bias, dtype=torch.float32)
 
 # %% ../nbs/06_tasks.ipynb #9b7fe67a
 def _word_starts(word_ids):
@@ -271,6 +302,9 @@ class TokenClassification(Task):
 
     def metrics(self, predictions, rows, baselines=None):
         return entity_report([[self.labels[i] for i in tags] for tags in rows["ner_tags"]], predictions, baselines=baselines)
+
+# %% ../nbs/06_tasks.ipynb #424565bc
+TokenClassification.directions = dict(precision=True, recall=True, f1=True)
 
 # %% ../nbs/06_tasks.ipynb #5f7d15b8
 def mask_tokens(input_ids:list[int], # of one row
@@ -367,6 +401,9 @@ class MaskedLanguageModelling(Task):
 
     def metrics(self, predictions, rows): return masked_report(np.stack(predictions))
 
+# %% ../nbs/06_tasks.ipynb #c618dbaf
+MaskedLanguageModelling.directions = dict(loss=False, perplexity=False, accuracy=True)
+
 # %% ../nbs/06_tasks.ipynb #5de50366
 def masked_report(counts:np.ndarray, # (rows, 3) of each packed row: sum of the losses, targets found, targets
                  ) -> Report: # loss (nats a target), perplexity and accuracy, with intervals
@@ -383,6 +420,7 @@ def save_run(folder:str|Path, # where to; must not exist unless `overwrite`
              report:Report, # how good it is
              *,
              overwrite:bool=False, # replace a run that is there
+             files:dict[str, str]|None=None, # more text files: name -> text
             ) -> Path: # the folder
     "Save a run, whole or not at all. Plain transformers opens the folder. Raises `ConfigError` when the folder exists."
     with atomic_folder(folder, overwrite=overwrite) as new, quiet():
@@ -391,6 +429,7 @@ def save_run(folder:str|Path, # where to; must not exist unless `overwrite`
         write_json(new/"task.json", {**task_settings(task), "versions": _versions()})
         write_json(new/"report.json", report.to_dict())
         (new/"README.md").write_text(model_card(task, report), encoding="utf-8")
+        for name, text in (files or {}).items(): (new/name).write_text(text, encoding="utf-8")
         write_manifest(new)
     return Path(folder)
 
