@@ -61,7 +61,7 @@ def test_bad_input_gets_one_clear_message(what, tmp_path, capsys):
     content, expected = BAD[what]
     file = tmp_path / "feedback.csv"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    code, _, err = run(capsys, "train", "--data", file, "--output", tmp_path / "run", "--checkpoint", "no-such-checkpoint-is-needed")
+    code, _, err = run(capsys, "train", "--data", file, "--output", tmp_path / "run", "--checkpoint", "sftbook-zh")
     assert code == 2
     assert all(part in err for part in expected), err
     assert "Traceback" not in err and err.count("sftbook:") == 1 and "What to do" in err

@@ -216,7 +216,7 @@ def test_what_cannot_work_is_refused_before_a_row_is_read(words, expected, base,
 
 
 def test_ctrl_c_says_what_is_left_and_how_to_go_on(base, tmp_path, tiny_checkpoint):
-    words = ["train", "--data", base / "data.csv", "--checkpoint", tiny_checkpoint, "--output", tmp_path / "run", "--checkpoints", tmp_path / "c", "--epochs", "500"]
+    words = ["train", "--data", base / "data.csv", "--checkpoint", tiny_checkpoint, "--output", tmp_path / "run", "--checkpoints", tmp_path / "c", "--epochs", "500", "--max-length", "16"]
     for how in (signal.SIGINT, signal.SIGTERM):
         process = subprocess.Popen([sys.executable, "-m", "sftbook.cli", *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
