@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'confusion_matrix', 'count_metrics', 'row_scores', 'calibration_bins', 'expected_calibration_error',
-           'Interval', 'wilson_interval', 'bootstrap_interval', 'resample_counts', 'mean_interval', 'PairedTest',
-           'paired_test', 'rows_to_see', 'MetricSpec', 'register_metric', 'load_metric', 'Report',
-           'ClassificationMeter', 'meter_report', 'classification_report', 'entity_spans', 'entity_counts', 'entity_f1',
-           'entity_report', 'majority_baseline', 'linear_baseline', 'plot_confusion', 'plot_reliability',
-           'plot_learning_curve', 'plot_intervals', 'Mistakes', 'worst_mistakes']
+           'fit_temperature', 'Interval', 'wilson_interval', 'bootstrap_interval', 'resample_counts', 'mean_interval',
+           'PairedTest', 'paired_test', 'rows_to_see', 'MetricSpec', 'register_metric', 'load_metric',
+           'metric_directions', 'Report', 'ClassificationMeter', 'meter_report', 'classification_report',
+           'entity_spans', 'entity_counts', 'entity_f1', 'entity_report', 'majority_baseline', 'linear_baseline',
+           'plot_confusion', 'plot_reliability', 'plot_learning_curve', 'plot_intervals', 'Mistakes', 'worst_mistakes']
 
 # %% ../nbs/05_evaluation.ipynb #e88141ac
 import math
@@ -114,6 +114,23 @@ def expected_calibration_error(references, # (rows,) true class ids
     bins = calibration_bins(references, probabilities, n_bins)
     return sum(b["count"]*abs(b["accuracy"] - b["confidence"]) for b in bins)/sum(b["count"] for b in bins)
 
+# %% ../nbs/05_evaluation.ipynb #9ab58df7
+def fit_temperature(logits, # (rows, classes) of validation rows
+                    labels, # (rows,) their true class ids
+                   ) -> float: # in [0.01, 100]; divide logits by it
+    "The temperature with the lowest log loss (Guo et al. 2017). Raises `DataError`."
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+    logits = np.asarray(logits, dtype=float)
+    if logits.ndim != 2 or not np.isfinite(logits).all():
+        raise DataError("expected finite logits of shape (rows, classes)", where="fit_temperature",
+                        remedy="give what the model returned, before softmax")
+    labels, _ = _check_labels(labels, logits.argmax(-1), logits.shape[1])
+    rows = np.arange(len(labels))
+    def loss(log_t): return -log_softmax(logits/math.exp(log_t), -1)[rows, labels].mean()
+    limit = math.log(100)
+    return math.exp(minimize_scalar(loss, bounds=(-limit, limit), method="bounded").x)
+
 # %% ../nbs/05_evaluation.ipynb #9e0321e9
 @dataclass(frozen=True)
 class Interval:
@@ -136,14 +153,22 @@ def wilson_interval(right:int, # rows that were right
                     confidence:float=0.95, # of the interval
                    ) -> Interval: # of right/n
     "Interval of a rate (Wilson 1927). Raises `DataError` when there are no rows."
-    if n < 1: raise DataError("a rate needs at least one row", where="wilson_interval", remedy="give more rows")
-    z, p = _z(confidence), right/n
-    centre, half = (p + z*z/(2*n))/(1 + z*z/n), z/(1 + z*z/n)*math.sqrt(p*(1 - p)/n + z*z/(4*n*n))
-    low, high = (0. if right == 0 else centre - half), (1. if right == n else centre + half)
-    return Interval(float(p), float(low), float(high), int(n), confidence)
+    if n < 1:
+        raise DataError("a rate needs at least one row", where="wilson_interval",
+                        remedy="give more rows")
+    return Interval(float(right/n), *_wilson(right/n, n, confidence), int(n), confidence)
+
+def _wilson(rate, n, confidence):
+    "Both ends; `n` need not be whole."
+    z = _z(confidence)
+    centre = (rate + z*z/(2*n))/(1 + z*z/n)
+    half = z/(1 + z*z/n)*math.sqrt(rate*(1 - rate)/n + z*z/(4*n*n))
+    return float(0 if rate <= 0 else centre - half), float(1 if rate >= 1 else centre + half)
 
 def _z(confidence):
-    if not 0 < confidence < 1: raise ConfigError(f"confidence must be between 0 and 1, not {confidence}", where="confidence", remedy="0.95 is usual")
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence must be between 0 and 1, not {confidence}",
+                          where="confidence", remedy="0.95 is usual")
     return NormalDist().inv_cdf((1 + confidence)/2)
 
 # %% ../nbs/05_evaluation.ipynb #f4eef427
@@ -232,14 +257,27 @@ def mean_interval(values, # results of several seeds or draws
 @dataclass(frozen=True)
 class PairedTest:
     "Two systems on the same rows."
-    difference:Interval # accuracy of a minus accuracy of b
-    p_value:float # exact McNemar test of "neither is better"
+    difference:Interval # accuracy (F1 of entities) of a minus that of b
+    p_value:float # of "neither is better"
     a_only_right:int # rows that only a has right
     b_only_right:int # rows that only b has right
+    unit:str = "rows" # what is counted: "rows", "entities"
 
     def __str__(self):
         p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
-        return f"{self.difference}, {p} (only the first right: {self.a_only_right}, only the second: {self.b_only_right}, rows: {self.difference.n})"
+        only = f"only the first right: {self.a_only_right}, only the second: {self.b_only_right}"
+        return f"{self.difference}, {p} ({only}, {self.unit}: {self.difference.n})"
+
+# %% ../nbs/05_evaluation.ipynb #5a1c7e02
+def _sign_flip_p(gains):
+    "Chance of a total at least as far from 0 as that of `gains`, when the sign of each is tossed."
+    sizes = np.abs(gains[gains != 0]).astype(int)
+    chance = np.ones(1) # of each sum of the gains that fell on the first side
+    for size in sizes:
+        padding = np.zeros(size)
+        chance = (np.concatenate([chance, padding]) + np.concatenate([padding, chance]))/2
+    totals = 2*np.arange(len(chance)) - sizes.sum()
+    return float(min(1., chance[abs(totals) >= abs(gains.sum())].sum()))
 
 # %% ../nbs/05_evaluation.ipynb #2858ed7d
 def paired_test(references, # (rows,) true class ids
@@ -249,9 +287,9 @@ def paired_test(references, # (rows,) true class ids
                 confidence:float=0.95, # of the interval
                 resamples:int=2000, # how often rows are drawn
                 seed:int=0, # of the drawing
-                clusters=None, # (rows,) group of each row, for the interval
+                clusters=None, # (rows,) group of each row: groups are drawn, and their signs are tossed
                ) -> PairedTest: # positive where a is better
-    "Compare two systems on the same rows: paired bootstrap of the difference, exact McNemar test (1947). Raises `DataError`."
+    "Paired bootstrap of the difference; exact McNemar test (1947), of groups where there are any. Raises `DataError`."
     from scipy.special import bdtr
     y, a, b = (_ids(v, what) for v, what in ((references, "references"), (predictions_a, "predictions_a"), (predictions_b, "predictions_b")))
     units = _units(len(y), clusters, [len(y), len(a), len(b)])
@@ -262,7 +300,8 @@ def paired_test(references, # (rows,) true class ids
     if only_a + only_b == 0:
         room = _unseen(units.max() + 1, confidence)
         interval = Interval(0., -room, room, len(y), confidence, "points")
-    p = min(1., 2*float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+    if clusters is not None: p = _sign_flip_p(np.bincount(units, gain))
+    else: p = min(1., 2*float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
     return PairedTest(interval, p, only_a, only_b)
 
 # %% ../nbs/05_evaluation.ipynb #f997091f
@@ -285,6 +324,7 @@ class MetricSpec:
     predictions:str = "label" # a key of `_features`: what stands in a row of the predictions
     references:str = "label" # the same for the references
     description:str = "" # one sentence
+    greater_is_better:bool = True # False for losses and errors
 
 # %% ../nbs/05_evaluation.ipynb #73e390de
 METRICS:dict[str, MetricSpec] = {}
@@ -294,10 +334,11 @@ def register_metric(name:str, # for `load_metric`
                     predictions:str="label", # "label", "probabilities", "tags", "text", "texts" or "ranking"
                     references:str="label", # the same for the references
                     description:str="", # one sentence
+                    greater_is_better:bool=True, # False for losses and errors
                    ) -> None:
     "Make a metric known to `load_metric`. Raises `ConfigError` when the name is taken by another function."
     if name in METRICS and METRICS[name].function is not function: raise ConfigError(f"there is already a metric {name!r}", where="register_metric", remedy="choose another name")
-    METRICS[name] = MetricSpec(function, predictions, references, description)
+    METRICS[name] = MetricSpec(function, predictions, references, description, greater_is_better)
 
 # %% ../nbs/05_evaluation.ipynb #2a805335
 @lru_cache
@@ -346,9 +387,19 @@ register_metric("matthews", _sklearn_metric("matthews_corrcoef"), description="C
 for _name, _function in (("precision", "precision_score"), ("recall", "recall_score"), ("f1", "f1_score")):
     for _average in ("macro", "micro", "weighted"):
         register_metric(f"{_name}_{_average}", _sklearn_metric(_function, average=_average, zero_division=0.), description=f"{_name}, {_average} average.")
-register_metric("log_loss", _of_rows("log_loss"), "probabilities", description="Mean of -log of the probability of the true class.")
-register_metric("brier", _of_rows("brier"), "probabilities", description="Mean squared distance of the probabilities to the truth, in [0, 2].")
-register_metric("ece", expected_calibration_error, "probabilities", description="Expected calibration error; settings: n_bins.")
+register_metric("log_loss", _of_rows("log_loss"), "probabilities", greater_is_better=False,
+                description="Mean of -log of the probability of the true class.")
+register_metric("brier", _of_rows("brier"), "probabilities", greater_is_better=False,
+                description="Mean squared distance of the probabilities to the truth, in [0, 2].")
+register_metric("ece", expected_calibration_error, "probabilities", greater_is_better=False,
+                description="Expected calibration error; settings: n_bins.")
+
+# %% ../nbs/05_evaluation.ipynb #5a1c7e08
+def metric_directions(names, # of metrics, registered or measured by a task
+                     ) -> dict[str, bool]: # name -> whether more is better
+    "Which way is up for each metric."
+    known = {name: spec.greater_is_better for name, spec in METRICS.items()}
+    return {name: known.get(name, name not in ("loss", "perplexity")) for name in names}
 
 # %% ../nbs/05_evaluation.ipynb #494cb3f2
 def _width(text): return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
@@ -393,17 +444,30 @@ def _confusion_section(report, limit=8):
     pairs = sorted(((n, i, j) for i, row in enumerate(report.confusion) for j, n in enumerate(row) if n and i != j), key=lambda p: (-p[0], *p[1:]))[:10]
     return "Most frequent confusions", ["true", "predicted", "rows"], [[names[i], _shorten(names[j], 24), n] for n, i, j in pairs]
 
+# %% ../nbs/05_evaluation.ipynb #5a1c7e27
+def _classes_section(report, limit=20):
+    "Scores of each class, or of the largest and the worst."
+    classes, title = report.per_class, "Classes"
+    if len(classes) > limit:
+        largest = sorted(classes, key=lambda c: -c["support"])[:10]
+        others = [c for c in classes if c not in largest and c["f1"]]
+        worst = sorted(others, key=lambda c: (c["f1"].value, -c["support"]))[:10]
+        rest = len(classes) - len(largest) - len(worst)
+        title, classes = f"Classes: the 10 largest, then the {len(worst)} worst; {rest:,} are not shown", largest + worst
+    rows = [[c["label"], c["support"], _percent(c["precision"]), _percent(c["recall"]), c["f1"] or "–"] for c in classes]
+    return title, ["class", "rows", "precision", "recall", "F1"], rows
+
+def _percent(interval): return "–" if interval is None else f"{100*interval.value:.1f} %"
+
 # %% ../nbs/05_evaluation.ipynb #c1718b8b
 def _sections(report):
     "The tables of a report: title, header, rows."
-    yield "", ["metric", "value"], list(report.metrics.items())
+    yield "", ["metric", "value"], [[k, "–" if getattr(v, "n", 1) == 0 else v] for k, v in report.metrics.items()]
     if report.baselines:
         names = [m for m in ("accuracy", *report.metrics) if all(m in b for b in report.baselines.values())][:1]
         vs = lambda name: [c.difference, "< 0.001" if c.p_value < 0.001 else f"{c.p_value:.3f}"] if (c := report.comparisons.get(name)) else ["–", "–"]
         yield "Baselines on the same rows", ["baseline", *names, "this model minus it", "p"], [[k, *[b[m] for m in names], *vs(k)] for k, b in report.baselines.items()]
-    if report.per_class:
-        percent = lambda i: "–" if i is None else f"{i.value:.1%}".replace("%", " %")
-        yield "Classes", ["class", "rows", "precision", "recall", "F1"], [[c["label"], c["support"], percent(c["precision"]), percent(c["recall"]), c["f1"] or "–"] for c in report.per_class]
+    if report.per_class: yield _classes_section(report)
     if report.confusion: yield _confusion_section(report)
     flat = [(k, v) for name, part in report.extra.items() for k, v in (part.items() if isinstance(part, dict) else [(name, part)])]
     flat = [(k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in flat if v not in (None, [], "")]
@@ -420,7 +484,7 @@ def _as_text(report):
     return "\n\n".join([*textwrap.wrap(_heading(report), 80), *tables])
 
 def _as_markdown(report):
-    tables = [(f"**{title}**\n\n" if title else "") + _markdown_table(header, rows) for title, header, rows in _sections(report)]
+    tables = [(f"**{title}**\n\n" if title else "") + _markdown_table(header, [[_shorten(c, 36) for c in row] for row in rows]) for title, header, rows in _sections(report)]
     return "\n\n".join([f"*{_heading(report)}*", *tables])
 
 # %% ../nbs/05_evaluation.ipynb #31b2b40d
@@ -482,44 +546,133 @@ class ClassificationMeter:
 # %% ../nbs/05_evaluation.ipynb #88be98fb
 _SHOWN = ("accuracy", "f1_macro", "precision_macro", "recall_macro", "f1_weighted", "matthews")
 
-def _class_scores(c, counts, drawn, confidence, clusters):
-    "Precision, recall and F1 of one class; None for 0/0."
-    scores = {}
-    for name, top, bottom in (("precision", lambda r, s, p: r, lambda r, s, p: p), ("recall", lambda r, s, p: r, lambda r, s, p: s), ("f1", lambda r, s, p: 2*r, lambda r, s, p: s + p)):
-        n = int(bottom(*counts))
-        if n == 0: scores[name] = None
-        elif name != "f1" and clusters is None: scores[name] = wilson_interval(int(top(*counts)), n, confidence)
-        else: scores[name] = _percentiles(top(*counts)/n, _ratio(top(*drawn), bottom(*drawn), empty=np.nan), n, confidence, room=_unseen(n, confidence))
-    return dict(support=int(counts[1]), predicted=int(counts[2]), **scores)
+def _group_rate(right, count, confidence, related=True):
+    "Wilson's interval of sum(right)/sum(count) with as many rows as the groups are worth."
+    n, groups = int(count.sum()), int((count > 0).sum())
+    rate, worth = right.sum()/n, groups if related else n
+    spread = ((right - rate*count)**2).sum()
+    if 0 < rate < 1 and groups > 1:
+        worth = min(n, n*n*rate*(1 - rate)/spread) if spread else n
+        if related: worth *= (groups - 1)/groups*(_z(confidence)/_t(groups, confidence))**2
+    return Interval(float(rate), *_wilson(rate, worth, confidence), n, confidence)
+
+def _t(groups, confidence):
+    from scipy.special import stdtrit
+    return float(stdtrit(groups - 1, (1 + confidence)/2))
+
+# %% ../nbs/05_evaluation.ipynb #5a1c7e10
+def _class_scores(is_class, called, units, confidence):
+    "Precision, recall and F1 of one class; None for 0/0. `units` is None where rows are independent."
+    scores, right = {}, is_class & called
+    for name, rows in dict(precision=called, recall=is_class, f1=is_class | called).items():
+        if not rows.any(): scores[name] = None
+        elif units is None: scores[name] = wilson_interval(right.sum(), rows.sum(), confidence)
+        else: scores[name] = _group_rate(*(np.bincount(units, v) for v in (right, rows)), confidence)
+    if scores["f1"]: scores["f1"] = _dice(scores["f1"])
+    return dict(support=int(is_class.sum()), predicted=int(called.sum()), **scores)
+
+def _dice(share):
+    "F1 from the share of what is there or was predicted that is both."
+    ends = (2*x/(1 + x) for x in (share.value, share.low, share.high))
+    return Interval(*ends, share.n, share.confidence)
+
+# %% ../nbs/05_evaluation.ipynb #5a1c7e12
+def _slopes(counts, step=1e-3):
+    "How each metric moves with right, support and predicted of each class: name -> (3, classes)."
+    k, parts = counts.shape[1], []
+    for block in np.array_split(np.arange(k), math.ceil(k/256)):
+        moved = np.zeros((len(block), k))
+        moved[np.arange(len(block)), block] = step
+        parts.append([_slope(counts, which, moved, step) for which in range(3)])
+    return {m: np.concatenate([_stack(part, m) for part in parts], 1) for m in _SHOWN}
+
+def _stack(slopes, name): return np.stack([s[name] for s in slopes])
+
+def _slope(counts, which, moved, step):
+    up = [c + moved*(i == which) for i, c in enumerate(counts)]
+    down = [c - moved*(i == which) for i, c in enumerate(counts)]
+    above, below = count_metrics(*up), count_metrics(*down)
+    return {name: (above[name] - below[name])/(2*step) for name in _SHOWN}
 
 # %% ../nbs/05_evaluation.ipynb #1956b834
-def _count_intervals(y, p, k, confidence, resamples, seed, clusters):
-    "Intervals of all metrics of counts, and the entries of all classes."
-    table = confusion_matrix(y, p, k)
-    right, support, predicted = np.diag(table), table.sum(1), table.sum(0)
-    values, drawn = count_metrics(right, support, predicted), resample_counts(y, p, k, resamples, seed, clusters)
-    groups = len(y) if clusters is None else len(np.unique(clusters))
-    overall, present = _unseen(groups, confidence), (support + predicted) > 0
-    smallest = _unseen(max(1, support[support > 0].min()*groups/len(y)), confidence)/present.sum()
-    metrics = {name: _percentiles(values[name], results, len(y), confidence, room=smallest if "macro" in name or name == "matthews" else overall)
-               for name, results in count_metrics(*drawn).items() if np.isfinite(values[name])}
-    if clusters is None: metrics["accuracy"] = wilson_interval(int(right.sum()), len(y), confidence)
-    if "matthews" in metrics: metrics["matthews"] = Interval(**{**asdict(metrics["matthews"]), "unit": ""})
-    return metrics, table, [_class_scores(c, [v[c] for v in (right, support, predicted)], [d[:, c] for d in drawn], confidence, clusters) for c in range(k)]
+def _lend(counts, n):
+    "Half a row more for each class, right as often as all rows are: the counts, and the share wrong."
+    wrong = (n - counts[0].sum() + 1)/(n + 2)
+    return counts + 0.5*np.array([[1 - wrong], [1], [1]]), wrong
+
+def _variances(y, p, counts, units):
+    "Variance of each metric, and how far two unseen errors move it; `counts` are those of `_lend`."
+    (counts, wrong), n, groups = counts, len(y), units.max() + 1
+    size, variances, small = n/groups, {}, groups/max(1, groups - 1)
+    for name, (right, support, predicted) in _slopes(counts).items():
+        row = right[y]*(y == p) + support[y] + predicted[p]
+        hit, miss = right + support + predicted, support + np.roll(predicted, -1)
+        lent = size*0.5*((1 - wrong)*hit**2 + wrong*miss**2).sum()
+        unseen = 2*size**2*(miss**2).mean()
+        seen = small*(np.bincount(units, row)**2).sum()
+        variances[name] = (seen + lent + unseen)*counts[1].sum()/n, 2*size*miss.mean()
+    return variances
+
+# %% ../nbs/05_evaluation.ipynb #5a1c7e15
+def _average_interval(value, smooth, variance, n, confidence, name):
+    "Wilson's interval with as many rows as would give a rate this variance."
+    low, width = (-1, 2) if name == "matthews" else (0, 1)
+    (spread, unseen), rate = variance, min(1., max(0., (smooth - low)/width))
+    less = min(1 - 1e-6, max(1e-6, rate + unseen/width))
+    worth = less*(1 - less)*width**2/max(spread, 1e-12)
+    ends = [low + width*end for end in _wilson(rate, worth, confidence)]
+    unit = "" if name == "matthews" else "%"
+    return Interval(value, min(value, ends[0]), max(value, ends[1]), n, confidence, unit)
+
+def _count_intervals(y, p, k, confidence, clusters):
+    "Intervals of all metrics of counts, and the confusion matrix."
+    table, units, n = confusion_matrix(y, p, k), _units(len(y), clusters, [len(y)]), len(y)
+    counts = np.array([np.diag(table), table.sum(1), table.sum(0)])
+    present = counts[1:].sum(0) > 0
+    column, lent = np.cumsum(present) - 1, _lend(counts[:, present], n)
+    variances = _variances(column[y], column[p], lent, units)
+    values, smooth = count_metrics(*counts), count_metrics(*lent[0])
+    metrics = {m: _average_interval(float(values[m]), smooth[m], v, n, confidence, m)
+               for m, v in variances.items() if np.isfinite(values[m])}
+    if clusters is None: metrics["accuracy"] = wilson_interval((y == p).sum(), n, confidence)
+    else: metrics["accuracy"] = _group_rate(*(np.bincount(units, v) for v in (y == p, y >= 0)), confidence)
+    return metrics, table
 
 # %% ../nbs/05_evaluation.ipynb #5d1534f9
-def _score_intervals(columns, confidence, resamples, seed, clusters, n_bins=10):
-    "Intervals of log loss, Brier score and ECE."
-    n, right = len(columns["references"]), columns["references"] == columns["predictions"]
-    gaps = np.eye(n_bins)[_bin(columns["confidence"], n_bins)]*(right - columns["confidence"])[:, None]
-    sums = np.column_stack([np.ones(n), columns["log_loss"], columns["brier"], gaps])
-    drawn = _resample_sums(sums, _units(n, clusters, [n]), resamples, np.random.default_rng(seed))
-    measure = lambda s: dict(log_loss=s[..., 1]/s[..., 0], brier=s[..., 2]/s[..., 0], ece=abs(s[..., 3:]).sum(-1)/s[..., 0])
-    values, results = measure(sums.sum(0)), measure(drawn)
-    intervals = {k: _percentiles(v, results[k], n, confidence, unit="") for k, v in values.items()}
-    e = intervals["ece"]
-    intervals["ece"] = Interval(e.value, max(0., min(e.value, 2*e.value - e.high)), max(e.value, 2*e.value - e.low), n, confidence, "")
-    return intervals
+def _score_interval(values, most, units, confidence):
+    "Interval of the mean of numbers in [0, most]."
+    n, groups, value = len(values), units.max() + 1, float(values.mean())
+    if groups < 2: return Interval(value, 0., float(most), n, confidence, "")
+    if value == 0: return Interval(0., 0., most*_unseen(groups, confidence), n, confidence, "")
+    sums = np.bincount(units, values - value)
+    error = math.sqrt((sums**2).sum()*groups/(groups - 1))/n
+    factor = math.exp(min(50., _t(groups, confidence)*error/value))
+    return Interval(value, value/factor, min(float(most), value*factor), n, confidence, "")
+
+# %% ../nbs/05_evaluation.ipynb #5a1c7e17
+def _calibrated_errors(confidences, bins, units, resamples, rng):
+    "ECE of calibrated answers, `resamples` times; a group is right or wrong together."
+    n, groups, parts = len(confidences), units.max() + 1, []
+    step = max(1, 2_000_000//n)
+    for start in range(0, resamples, step):
+        chance = rng.random((min(step, resamples - start), groups))[:, units]
+        parts.append(abs(((chance < confidences) - confidences) @ bins).sum(-1)/n)
+    return np.concatenate(parts)
+
+def _ece_interval(columns, units, confidence, resamples, seed, n_bins=10):
+    "Interval of ECE; it begins at 0 where a calibrated model could look like this."
+    sure, rng, n = columns["confidence"], np.random.default_rng(seed), len(units)
+    bins = np.eye(n_bins)[_bin(sure, n_bins)]
+    gaps = bins*((columns["references"] == columns["predictions"]) - sure)[:, None]
+    value = float(abs(gaps.sum(0)).sum()/n)
+    drawn = _resample_sums(np.column_stack([gaps, np.ones(n)]), units, resamples, rng)
+    drawn = abs(drawn[:, :-1]).sum(-1)/drawn[:, -1]
+    low, high = np.quantile(drawn, [(1 - confidence)/2, (1 + confidence)/2])
+    chance = _calibrated_errors(sure, bins, units, resamples, rng)
+    if value <= np.quantile(chance, confidence): low = 0.
+    low = min(value, max(0., low - chance.mean()))
+    if units.max() == 0: low, high = 0., 1. # one group has no spread
+    return Interval(value, float(low), float(max(value, high)), n, confidence, "")
 
 # %% ../nbs/05_evaluation.ipynb #337e1b01
 def meter_report(meter:ClassificationMeter, # with all batches added
@@ -528,22 +681,30 @@ def meter_report(meter:ClassificationMeter, # with all batches added
                  baselines:dict|None=None, # name -> (rows,) predictions of another system
                  clusters=None, # (rows,) group of each row
                  confidence:float=0.95, # of the intervals
-                 resamples:int=2000, # of the bootstrap
-                 seed:int=0, # of the bootstrap
+                 resamples:int=2000, # of ECE and of comparisons
+                 seed:int=0, # of these
                  extra:dict|None=None, # settings, cost, data
                 ) -> Report: # with intervals everywhere
     "Make the report of all batches of a meter. Raises `DataError`."
-    columns, names = meter.columns(), meter.label_names
-    y, how = columns["references"], dict(confidence=confidence, resamples=resamples, seed=seed, clusters=clusters)
-    if clusters is not None: _units(len(y), clusters, [len(y)])
-    metrics, table, classes = _count_intervals(y, columns["predictions"], len(names), **how)
-    metrics = {name: metrics[name] for name in _SHOWN if name in metrics}
-    if "log_loss" in columns: metrics |= _score_intervals(columns, **how)
-    report = Report(task, len(y), metrics, [dict(label=n, **c) for n, c in zip(names, classes, strict=True)], table.tolist(), names, extra=extra or {})
+    columns, names, k = meter.columns(), meter.label_names, len(meter.label_names)
+    y, p = columns["references"], columns["predictions"]
+    units, how = _units(len(y), clusters, [len(y)]), dict(confidence=confidence, clusters=clusters)
+    metrics, table = _count_intervals(y, p, k, **how)
+    if "log_loss" in columns: metrics |= _score_intervals(columns, units, confidence, resamples, seed)
+    groups = None if clusters is None else units
+    classes = [dict(label=n, **_class_scores(y == c, p == c, groups, confidence))
+               for c, n in enumerate(names)]
+    report = Report(task, len(y), metrics, classes, table.tolist(), names, extra=extra or {})
     for name, other in (baselines or {}).items():
-        report.comparisons[name] = paired_test(y, columns["predictions"], other, **how)
-        report.baselines[name] = {m: i for m, i in _count_intervals(*_check_labels(y, other, len(names)), len(names), **how)[0].items() if m in _SHOWN}
+        report.comparisons[name] = paired_test(y, p, other, resamples=resamples, seed=seed, **how)
+        report.baselines[name] = _count_intervals(*_check_labels(y, other, k), k, **how)[0]
     return report
+
+def _score_intervals(columns, units, confidence, resamples, seed):
+    "Log loss, Brier score and ECE."
+    most = dict(log_loss=-math.log(np.finfo(float).eps), brier=2)
+    intervals = {m: _score_interval(columns[m], top, units, confidence) for m, top in most.items()}
+    return intervals | {"ece": _ece_interval(columns, units, confidence, resamples, seed)}
 
 # %% ../nbs/05_evaluation.ipynb #1943fbdb
 def classification_report(references, # (rows,) true class ids
@@ -555,8 +716,8 @@ def classification_report(references, # (rows,) true class ids
                           baselines:dict|None=None, # name -> (rows,) predictions of another system for the same rows
                           clusters=None, # (rows,) group of each row, where rows are not independent
                           confidence:float=0.95, # of the intervals
-                          resamples:int=2000, # of the bootstrap
-                          seed:int=0, # of the bootstrap
+                          resamples:int=2000, # of ECE and of comparisons
+                          seed:int=0, # of these
                           extra:dict|None=None, # settings, cost, data: what JSON can hold
                          ) -> Report: # with intervals everywhere
     "Judge predictions against labels. Raises `DataError` for empty, unequal or impossible input."
@@ -607,25 +768,63 @@ def _seqeval_f1(references, predictions):
 
 register_metric("entity_f1", _seqeval_f1, "tags", "tags", "F1 over entities, strict IOB2 (seqeval).")
 
+# %% ../nbs/05_evaluation.ipynb #5a1c7e20
+def _entity_scores(counts, confidence=0.95):
+    "F1, precision and recall of `entity_counts`; 0 of 0 entities is 0, with nothing known."
+    right, there, predicted = counts.T.astype(float)
+    of = dict(f1=there + predicted - right, precision=predicted, recall=there)
+    scores = {name: _group_rate(right, count, confidence, related=False) if count.any()
+              else Interval(0., 0., 1., 0, confidence) for name, count in of.items()}
+    return scores | {"f1": _dice(scores["f1"])}
+
+# %% ../nbs/05_evaluation.ipynb #5a1c7e24
+def _paired_entities(references, a, b, resamples, confidence=0.95, seed=0):
+    "Difference in F1 with a bootstrap over sentences and a randomisation test."
+    ours, theirs = entity_counts(references, a), entity_counts(references, b)
+    rng, entities = np.random.default_rng(seed), int(ours[:, 1].sum())
+    both, difference = np.hstack([ours, theirs]), entity_f1(ours) - entity_f1(theirs)
+    drawn = _resample_sums(both, np.arange(len(both)), resamples, rng)
+    gains = _f1_of_sums(drawn[:, :3]) - _f1_of_sums(drawn[:, 3:])
+    interval = _percentiles(difference, gains, entities, confidence, "points")
+    if np.array_equal(ours, theirs):
+        room = _unseen(max(1, entities), confidence)
+        interval = Interval(0., -room, room, entities, confidence, "points")
+    swapped = rng.integers(2, size=(resamples, len(both))) @ (theirs - ours)
+    gains = _f1_of_sums(ours.sum(0) + swapped) - _f1_of_sums(theirs.sum(0) - swapped)
+    p = (1 + (abs(gains) >= abs(difference) - 1e-9).sum())/(resamples + 1)
+    only_a, only_b = _only_found(references, a, b), _only_found(references, b, a)
+    return PairedTest(interval, float(p), only_a, only_b, "entities")
+
+def _f1_of_sums(sums): return _ratio(2*sums[:, 0], sums[:, 1] + sums[:, 2])
+
+def _only_found(references, a, b):
+    "Entities that a finds and b does not."
+    rows = zip(references, a, b, strict=True)
+    return sum(len((entity_spans(r) & entity_spans(x)) - entity_spans(z)) for r, x, z in rows)
+
 # %% ../nbs/05_evaluation.ipynb #f0026e69
 def entity_report(references:list[list[str]], # IOB2 tags of each sentence
                   predictions:list[list[str]], # the same for the predictions
                   *,
                   task:str="token-classification", # name at the head of the report
                   baselines:dict|None=None, # name -> predictions of another system for the same sentences
-                  resamples:int=2000, # of the bootstrap over sentences
+                  resamples:int=2000, # of comparisons, over sentences
                   extra:dict|None=None, # settings, cost, data: what JSON can hold
                  ) -> Report: # precision, recall and F1 over entities, for all and for each kind
     "Judge predicted entities. Raises `DataError`."
-    rates = dict(precision=lambda c: float(_ratio(c[:, 0].sum(), c[:, 2].sum())), recall=lambda c: float(_ratio(c[:, 0].sum(), c[:, 1].sum())), f1=entity_f1)
-    measure = lambda counts: {name: bootstrap_interval(rate, counts, resamples=resamples) for name, rate in rates.items()}
-    kinds = sorted({s[2] for rows in (references, predictions) for tags in rows for s in entity_spans(tags)})
-    classes = []
+    spans = [entity_spans(tags) for rows in (references, predictions) for tags in rows]
+    kinds, classes = sorted({kind for row in spans for *_, kind in row}), []
     for kind in kinds:
         counts = entity_counts(references, predictions, kind)
-        classes.append(dict(label=kind, support=int(counts[:, 1].sum()), predicted=int(counts[:, 2].sum()), **measure(counts)))
-    others = {name: measure(entity_counts(references, other)) for name, other in (baselines or {}).items()}
-    return Report(task, len(references), measure(entity_counts(references, predictions)), classes, label_names=kinds, baselines=others, extra=extra or {})
+        scores = {m: i if i.n else None for m, i in _entity_scores(counts).items()}
+        support, predicted = (int(n) for n in counts.sum(0)[1:])
+        classes.append(dict(label=kind, support=support, predicted=predicted, **scores))
+    ours = entity_counts(references, predictions)
+    report = Report(task, len(references), _entity_scores(ours), classes, label_names=kinds, extra=extra or {})
+    for name, other in (baselines or {}).items():
+        report.baselines[name] = _entity_scores(entity_counts(references, other))
+        report.comparisons[name] = _paired_entities(references, predictions, other, resamples)
+    return report
 
 # %% ../nbs/05_evaluation.ipynb #e26e31cb
 def majority_baseline(train_labels, # class ids of the training rows

@@ -11,19 +11,25 @@ from sklearn import metrics as sk
 
 from sftbook.core import CheckpointError, ConfigError, DataError
 from sftbook.evaluation import (
+    METRICS,
     ClassificationMeter,
     Interval,
     Report,
     bootstrap_interval,
     classification_report,
     confusion_matrix,
+    count_metrics,
+    entity_report,
     expected_calibration_error,
+    fit_temperature,
     linear_baseline,
     load_metric,
     majority_baseline,
     mean_interval,
     meter_report,
+    metric_directions,
     paired_test,
+    register_metric,
     rows_to_see,
     wilson_interval,
     worst_mistakes,
@@ -178,3 +184,162 @@ def test_torch_tensors_and_data_set_columns_are_taken():
     rows = Dataset.from_dict({"label": [0, 1, 1]})
     report = classification_report(rows["label"], torch.tensor([0, 1, 0]), torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]), ["a", "b"])
     assert np.array_equal(report.confusion, confusion_matrix([0, 1, 1], [0, 1, 0], 2))
+
+
+def population(unequal, accuracy=0.9, classes=20):
+    "Chances of (true class, predicted class), and the values of the metrics there."
+    share = 1 / np.arange(1, classes + 1) if unequal else np.ones(classes)
+    mistaken = np.random.default_rng(99).dirichlet(np.full(classes, 0.3), classes) * (1 - np.eye(classes))
+    chances = mistaken / mistaken.sum(1, keepdims=True) * (1 - accuracy) + accuracy * np.eye(classes)
+    chances *= (share / share.sum())[:, None]
+    right, support, predicted = np.diag(chances), chances.sum(1), chances.sum(0)
+    of_classes = dict(precision=right / predicted, recall=right / support, f1=2 * right / (support + predicted))
+    return chances, count_metrics(right, support, predicted), of_classes
+
+
+def hold(intervals, truth):
+    return [i.low <= t <= i.high for i, t in zip(intervals, truth, strict=True) if i is not None]
+
+
+@pytest.mark.parametrize("accuracy", [0.9, 0.97])
+@pytest.mark.parametrize("unequal", [False, True])
+def test_intervals_of_a_report_hold_the_population_value_with_many_classes(unequal, accuracy):
+    chances, overall, of_classes = population(unequal, accuracy)
+    k, rng, held = len(chances), np.random.default_rng(1), {}
+    for _ in range(400):
+        y, p = np.divmod(rng.choice(k * k, 500, p=chances.ravel()), k)
+        report = classification_report(y, p, label_names=range(k))
+        for name, i in report.metrics.items():
+            held.setdefault(name, []).extend(hold([i], [overall[name]]))
+        for name, truth in of_classes.items():
+            held.setdefault(name, []).extend(hold([c[name] for c in report.per_class], truth))
+    covered = {name: np.mean(v) for name, v in held.items()}
+    assert {"recall_macro", "f1_macro", "matthews", "f1_weighted", "accuracy"} < set(covered)
+    assert all(0.925 < v < 0.98 for v in covered.values()), covered
+
+
+def probability_case(rng, temperature, rows=500, classes=20):
+    logits = 4 * rng.normal(size=(rows, classes))
+    chances, answers = (np.exp(t * (logits - logits.max(-1, keepdims=True))) for t in (1, temperature))
+    chances, answers = (p / p.sum(-1, keepdims=True) for p in (chances, answers))
+    y = np.minimum((chances.cumsum(-1) < rng.random((rows, 1))).sum(-1), classes - 1)
+    return y, answers
+
+
+def test_a_calibrated_model_is_called_calibrated_and_scores_are_held():
+    rng, held = np.random.default_rng(3), {"log_loss": [], "brier": [], "ece": []}
+    y, p = probability_case(rng, 1, rows=100_000)
+    truth = {name: METRICS[name].function(y, p) for name in ("log_loss", "brier")} | {"ece": 0}
+    for _ in range(300):
+        y, p = probability_case(rng, 1)
+        report = classification_report(y, p.argmax(-1), p, resamples=200)
+        for name, value in truth.items():
+            held[name] += hold([report.metrics[name]], [value])
+    assert all(np.mean(v) > 0.925 for v in held.values()), {k: np.mean(v) for k, v in held.items()}
+    y, p = probability_case(rng, 2)
+    assert classification_report(y, p.argmax(-1), p, resamples=200).metrics["ece"].low > 0.05
+
+
+def test_six_entities_of_six_are_not_a_thousand_sentences():
+    tags = [["B-PER", "O"]] * 6 + [["O"]] * 994
+    report = entity_report(tags, tags)
+    assert list(report.metrics) == ["f1", "precision", "recall"]
+    assert report.metrics["recall"] == wilson_interval(6, 6)
+    assert report.metrics["f1"].n == 6 and report.metrics["f1"].low < 0.8
+    nothing = entity_report(tags, [["O"] * len(t) for t in tags])
+    assert nothing.per_class[0]["precision"] is None and nothing.per_class[0]["f1"].value == 0
+    assert "precision                  –" in str(nothing)
+
+
+@pytest.mark.parametrize("recall", [0.5, 0.7, 0.9])
+def test_entity_intervals_hold_at_six_entities(recall):
+    rng, held = np.random.default_rng(0), []
+    for right in rng.random((300, 6)) < recall:
+        report = entity_report([["B-PER"]] * 6, [["B-PER" if r else "O"] for r in right])
+        held.append(report.metrics["recall"].low <= recall <= report.metrics["recall"].high)
+    assert np.mean(held) > 0.88, np.mean(held)  # seven results are possible: 0 to 6
+
+
+def test_taggers_are_compared_by_f1_and_old_reports_load():
+    rng, truth = np.random.default_rng(0), [["B-PER", "O"]] * 200
+    good, bad = ([[str(rng.choice(["B-PER", "O"], p=[q, 1 - q])), "O"] for _ in truth] for q in (0.9, 0.6))
+    report = entity_report(truth, good, baselines={"worse": bad, "same": good}, resamples=1000)
+    test = report.comparisons["worse"]
+    assert test.p_value < 0.01 and test.difference.low > 0 and test.unit == "entities"
+    assert test.difference.value == pytest.approx(report.metrics["f1"].value - report.baselines["worse"]["f1"].value)
+    assert report.comparisons["same"].p_value == 1 and report.comparisons["same"].difference.low < 0
+    assert "p" in str(report).split("Baselines on the same rows")[1].splitlines()[1].split()
+    stored = json.loads(json.dumps(report.to_dict()))
+    assert Report.from_dict(stored) == report
+    del stored["comparisons"]["worse"]["unit"]
+    assert Report.from_dict(stored).comparisons["worse"].unit == "rows"
+
+
+def test_the_randomisation_test_of_equal_taggers_has_its_size():
+    rng, found = np.random.default_rng(0), 0
+    for _ in range(300):
+        a, b = ([["B-PER" if r else "O"] for r in rng.random(60) < 0.7] for _ in range(2))
+        found += entity_report([["B-PER"]] * 60, a, baselines={"b": b}, resamples=200).comparisons["b"].p_value < 0.05
+    assert found / 300 < 0.085
+
+
+def test_the_p_value_honours_the_clusters_that_the_interval_honours():
+    rng, found, groups = np.random.default_rng(0), 0, np.repeat(np.arange(60), 4)
+    for _ in range(400):
+        a = np.repeat(rng.random(60) < 0.5, 4).astype(int)
+        found += paired_test(np.ones(240, int), a, 1 - a, resamples=2, clusters=groups).p_value < 0.05
+    assert 0.01 < found / 400 < 0.08
+    y, a, b = rng.integers(0, 2, (3, 150))
+    assert paired_test(y, a, b, clusters=np.arange(150)).p_value == pytest.approx(paired_test(y, a, b).p_value)
+
+
+@pytest.mark.parametrize("clusters", [None, [0]])
+def test_one_row_is_measured(clusters):
+    report = classification_report([1], [1], [[0.2, 0.8]], ["a", "b"], baselines={"majority": [0]}, clusters=clusters)
+    assert report.metrics["log_loss"].high > 10 and report.metrics["ece"].low == 0
+    assert report.metrics["accuracy"].low < 0.5 and "matthews" not in report.metrics
+    assert report.per_class[0]["recall"] is None and "–" in str(report)
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False))) == report
+
+
+def test_six_hundred_classes_stay_readable():
+    rng, k = np.random.default_rng(0), 600
+    y = rng.integers(0, k, 3000)
+    p = np.where(rng.random(3000) < 0.8, y, rng.integers(0, k, 3000))
+    names = [f"{i} a class with a long name | 很长的类别名称 " + "x" * 60 for i in range(k)]
+    report = classification_report(y, p, label_names=names, baselines={"majority": p}, resamples=50)
+    for text in (str(report), report.to_markdown()):
+        columns = [sum(2 if "\u4e00" <= c <= "\u9fff" else 1 for c in line) for line in text.splitlines()]
+        assert max(columns) <= 100 and len(columns) < 70
+        assert "the 10 largest, then the 10 worst; 580 are not shown" in text
+    assert len(report.per_class) == k
+
+
+def test_the_registry_knows_which_way_is_up():
+    assert metric_directions(["accuracy", "log_loss", "brier", "ece", "loss", "perplexity", "recall"]) == {
+        "accuracy": True, "log_loss": False, "brier": False, "ece": False, "loss": False, "perplexity": False, "recall": True}
+    register_metric("cost", len, greater_is_better=False)
+    try:
+        assert metric_directions(["cost"]) == {"cost": False}
+    finally:
+        del METRICS["cost"]
+
+
+def test_one_temperature_mends_over_confidence():
+    rng = np.random.default_rng(0)
+    y, p = probability_case(rng, 1, rows=2000)
+    assert fit_temperature(3 * np.log(p + 1e-300), y) == pytest.approx(3, rel=0.1)
+    with pytest.raises(DataError):
+        fit_temperature([[0.0, np.inf]], [0])
+
+
+def test_grouped_averages_hold_the_truth():
+    chances, overall, _ = population(False, 0.8, classes=5)
+    rng, held = np.random.default_rng(0), {}
+    for _ in range(300):
+        y, p = np.divmod(np.repeat(rng.choice(25, 60, p=chances.ravel()), 4), 5)
+        report = classification_report(y, p, label_names=range(5), clusters=np.repeat(np.arange(60), 4))
+        for name, i in report.metrics.items():
+            held.setdefault(name, []).extend(hold([i], [overall[name]]))
+    covered = {name: np.mean(v) for name, v in held.items()}
+    assert all(v > 0.92 for v in covered.values()), covered
