@@ -287,9 +287,9 @@ def paired_test(references, # (rows,) true class ids
                 confidence:float=0.95, # of the interval
                 resamples:int=2000, # how often rows are drawn
                 seed:int=0, # of the drawing
-                clusters=None, # (rows,) group of each row: groups are drawn, and their signs are tossed
+                clusters=None, # (rows,) group of each row: drawn and tossed as a whole
                ) -> PairedTest: # positive where a is better
-    "Paired bootstrap of the difference; exact McNemar test (1947), of groups where there are any. Raises `DataError`."
+    "Paired bootstrap; exact McNemar test (1947), by groups if there are any. Raises `DataError`."
     from scipy.special import bdtr
     y, a, b = (_ids(v, what) for v, what in ((references, "references"), (predictions_a, "predictions_a"), (predictions_b, "predictions_b")))
     units = _units(len(y), clusters, [len(y), len(a), len(b)])
@@ -453,8 +453,10 @@ def _classes_section(report, limit=20):
         others = [c for c in classes if c not in largest and c["f1"]]
         worst = sorted(others, key=lambda c: (c["f1"].value, -c["support"]))[:10]
         rest = len(classes) - len(largest) - len(worst)
-        title, classes = f"Classes: the 10 largest, then the {len(worst)} worst; {rest:,} are not shown", largest + worst
-    rows = [[c["label"], c["support"], _percent(c["precision"]), _percent(c["recall"]), c["f1"] or "–"] for c in classes]
+        title = f"Classes: the 10 largest, then the {len(worst)} worst; {rest:,} are not shown"
+        classes = largest + worst
+    rows = [[c["label"], c["support"], _percent(c["precision"]), _percent(c["recall"]),
+             c["f1"] or "–"] for c in classes]
     return title, ["class", "rows", "precision", "recall", "F1"], rows
 
 def _percent(interval): return "–" if interval is None else f"{100*interval.value:.1f} %"
@@ -462,7 +464,8 @@ def _percent(interval): return "–" if interval is None else f"{100*interval.va
 # %% ../nbs/05_evaluation.ipynb #c1718b8b
 def _sections(report):
     "The tables of a report: title, header, rows."
-    yield "", ["metric", "value"], [[k, "–" if getattr(v, "n", 1) == 0 else v] for k, v in report.metrics.items()]
+    yield "", ["metric", "value"], [
+        [k, "–" if getattr(v, "n", 1) == 0 else v] for k, v in report.metrics.items()]
     if report.baselines:
         names = [m for m in ("accuracy", *report.metrics) if all(m in b for b in report.baselines.values())][:1]
         vs = lambda name: [c.difference, "< 0.001" if c.p_value < 0.001 else f"{c.p_value:.3f}"] if (c := report.comparisons.get(name)) else ["–", "–"]
@@ -484,7 +487,10 @@ def _as_text(report):
     return "\n\n".join([*textwrap.wrap(_heading(report), 80), *tables])
 
 def _as_markdown(report):
-    tables = [(f"**{title}**\n\n" if title else "") + _markdown_table(header, [[_shorten(c, 36) for c in row] for row in rows]) for title, header, rows in _sections(report)]
+    tables = []
+    for title, header, rows in _sections(report):
+        table = _markdown_table(header, [[_shorten(c, 36) for c in row] for row in rows])
+        tables.append(f"**{title}**\n\n{table}" if title else table)
     return "\n\n".join([f"*{_heading(report)}*", *tables])
 
 # %% ../nbs/05_evaluation.ipynb #31b2b40d
@@ -562,14 +568,16 @@ def _t(groups, confidence):
 
 # %% ../nbs/05_evaluation.ipynb #5a1c7e10
 def _class_scores(is_class, called, units, confidence):
-    "Precision, recall and F1 of one class; None for 0/0. `units` is None where rows are independent."
+    "Precision, recall and F1 of one class; None for 0/0. `units`: the group of each row, or None."
     scores, right = {}, is_class & called
     for name, rows in dict(precision=called, recall=is_class, f1=is_class | called).items():
         if not rows.any(): scores[name] = None
         elif units is None: scores[name] = wilson_interval(right.sum(), rows.sum(), confidence)
-        else: scores[name] = _group_rate(*(np.bincount(units, v) for v in (right, rows)), confidence)
+        else: scores[name] = _group_rate(*_group_sums(units, right, rows), confidence)
     if scores["f1"]: scores["f1"] = _dice(scores["f1"])
     return dict(support=int(is_class.sum()), predicted=int(called.sum()), **scores)
+
+def _group_sums(units, *columns): return [np.bincount(units, column) for column in columns]
 
 def _dice(share):
     "F1 from the share of what is there or was predicted that is both."
@@ -596,9 +604,9 @@ def _slope(counts, which, moved, step):
 
 # %% ../nbs/05_evaluation.ipynb #1956b834
 def _lend(counts, n):
-    "Half a row more for each class, right as often as all rows are: the counts, and the share wrong."
+    "A quarter of a row more for each class, right as often as rows are: counts, and share wrong."
     wrong = (n - counts[0].sum() + 1)/(n + 2)
-    return counts + 0.5*np.array([[1 - wrong], [1], [1]]), wrong
+    return counts + 0.25*np.array([[1 - wrong], [1], [1]]), wrong
 
 def _variances(y, p, counts, units):
     "Variance of each metric, and how far two unseen errors move it; `counts` are those of `_lend`."
@@ -607,8 +615,8 @@ def _variances(y, p, counts, units):
     for name, (right, support, predicted) in _slopes(counts).items():
         row = right[y]*(y == p) + support[y] + predicted[p]
         hit, miss = right + support + predicted, support + np.roll(predicted, -1)
-        lent = size*0.5*((1 - wrong)*hit**2 + wrong*miss**2).sum()
-        unseen = 2*size**2*(miss**2).mean()
+        lent = size*0.25*((1 - wrong)*hit**2 + wrong*miss**2).sum()
+        unseen = 4*size**2*(miss**2).mean()
         seen = small*(np.bincount(units, row)**2).sum()
         variances[name] = (seen + lent + unseen)*counts[1].sum()/n, 2*size*miss.mean()
     return variances
@@ -635,7 +643,7 @@ def _count_intervals(y, p, k, confidence, clusters):
     metrics = {m: _average_interval(float(values[m]), smooth[m], v, n, confidence, m)
                for m, v in variances.items() if np.isfinite(values[m])}
     if clusters is None: metrics["accuracy"] = wilson_interval((y == p).sum(), n, confidence)
-    else: metrics["accuracy"] = _group_rate(*(np.bincount(units, v) for v in (y == p, y >= 0)), confidence)
+    else: metrics["accuracy"] = _group_rate(*_group_sums(units, y == p, y >= 0), confidence)
     return metrics, table
 
 # %% ../nbs/05_evaluation.ipynb #5d1534f9
@@ -690,7 +698,8 @@ def meter_report(meter:ClassificationMeter, # with all batches added
     y, p = columns["references"], columns["predictions"]
     units, how = _units(len(y), clusters, [len(y)]), dict(confidence=confidence, clusters=clusters)
     metrics, table = _count_intervals(y, p, k, **how)
-    if "log_loss" in columns: metrics |= _score_intervals(columns, units, confidence, resamples, seed)
+    if "log_loss" in columns:
+        metrics |= _score_intervals(columns, units, confidence, resamples, seed)
     groups = None if clusters is None else units
     classes = [dict(label=n, **_class_scores(y == c, p == c, groups, confidence))
                for c, n in enumerate(names)]
@@ -789,11 +798,20 @@ def _paired_entities(references, a, b, resamples, confidence=0.95, seed=0):
     if np.array_equal(ours, theirs):
         room = _unseen(max(1, entities), confidence)
         interval = Interval(0., -room, room, entities, confidence, "points")
-    swapped = rng.integers(2, size=(resamples, len(both))) @ (theirs - ours)
+    swapped = _swaps(theirs - ours, resamples, rng)
     gains = _f1_of_sums(ours.sum(0) + swapped) - _f1_of_sums(theirs.sum(0) - swapped)
     p = (1 + (abs(gains) >= abs(difference) - 1e-9).sum())/(resamples + 1)
     only_a, only_b = _only_found(references, a, b), _only_found(references, b, a)
     return PairedTest(interval, float(p), only_a, only_b, "entities")
+
+def _swaps(change, resamples, rng):
+    "What the sums change by when each sentence is swapped or not; `resamples` times."
+    change = change[change.any(1)]
+    step, parts = max(1, 2_000_000//max(1, len(change))), []
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start), len(change)
+        parts.append(rng.integers(2, size=size) @ change)
+    return np.concatenate(parts)
 
 def _f1_of_sums(sums): return _ratio(2*sums[:, 0], sums[:, 1] + sums[:, 2])
 
@@ -820,7 +838,8 @@ def entity_report(references:list[list[str]], # IOB2 tags of each sentence
         support, predicted = (int(n) for n in counts.sum(0)[1:])
         classes.append(dict(label=kind, support=support, predicted=predicted, **scores))
     ours = entity_counts(references, predictions)
-    report = Report(task, len(references), _entity_scores(ours), classes, label_names=kinds, extra=extra or {})
+    report = Report(task, len(references), _entity_scores(ours), classes, label_names=kinds,
+                    extra=extra or {})
     for name, other in (baselines or {}).items():
         report.baselines[name] = _entity_scores(entity_counts(references, other))
         report.comparisons[name] = _paired_entities(references, predictions, other, resamples)

@@ -190,7 +190,8 @@ def population(unequal, accuracy=0.9, classes=20):
     "Chances of (true class, predicted class), and the values of the metrics there."
     share = 1 / np.arange(1, classes + 1) if unequal else np.ones(classes)
     mistaken = np.random.default_rng(99).dirichlet(np.full(classes, 0.3), classes) * (1 - np.eye(classes))
-    chances = mistaken / mistaken.sum(1, keepdims=True) * (1 - accuracy) + accuracy * np.eye(classes)
+    rates = np.broadcast_to(accuracy, classes)
+    chances = mistaken / mistaken.sum(1, keepdims=True) * (1 - rates)[:, None] + np.diag(rates)
     chances *= (share / share.sum())[:, None]
     right, support, predicted = np.diag(chances), chances.sum(1), chances.sum(0)
     of_classes = dict(precision=right / predicted, recall=right / support, f1=2 * right / (support + predicted))
@@ -201,12 +202,14 @@ def hold(intervals, truth):
     return [i.low <= t <= i.high for i, t in zip(intervals, truth, strict=True) if i is not None]
 
 
-@pytest.mark.parametrize("accuracy", [0.9, 0.97])
-@pytest.mark.parametrize("unequal", [False, True])
+CASES = {"equal": (False, 0.9), "unequal": (True, 0.9), "few errors": (True, 0.97), "small ones bad": (True, np.linspace(0.98, 0.6, 20))}
+
+
+@pytest.mark.parametrize("unequal, accuracy", CASES.values(), ids=CASES)
 def test_intervals_of_a_report_hold_the_population_value_with_many_classes(unequal, accuracy):
     chances, overall, of_classes = population(unequal, accuracy)
     k, rng, held = len(chances), np.random.default_rng(1), {}
-    for _ in range(400):
+    for _ in range(900):
         y, p = np.divmod(rng.choice(k * k, 500, p=chances.ravel()), k)
         report = classification_report(y, p, label_names=range(k))
         for name, i in report.metrics.items():
@@ -215,7 +218,7 @@ def test_intervals_of_a_report_hold_the_population_value_with_many_classes(unequ
             held.setdefault(name, []).extend(hold([c[name] for c in report.per_class], truth))
     covered = {name: np.mean(v) for name, v in held.items()}
     assert {"recall_macro", "f1_macro", "matthews", "f1_weighted", "accuracy"} < set(covered)
-    assert all(0.925 < v < 0.98 for v in covered.values()), covered
+    assert all(0.93 < v < 0.98 for v in covered.values()), covered
 
 
 def probability_case(rng, temperature, rows=500, classes=20):
