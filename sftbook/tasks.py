@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['Task', 'infer_rows', 'predict', 'ClassPredictions', 'TextClassification', 'FineTuned', 'fine_tune', 'task_settings',
-           'pooled_features', 'fit_head', 'TokenClassification', 'mask_tokens', 'pack_tokens', 'masked_logits',
-           'MaskedLanguageModelling', 'masked_report', 'save_run', 'model_card', 'SavedRun', 'load_run']
+           'pooled_features', 'fit_head', 'to_iob2', 'tag_scheme', 'iob2_rows', 'split_words', 'TokenClassification',
+           'mask_tokens', 'pack_tokens', 'masked_logits', 'MaskedLanguageModelling', 'masked_report', 'save_run',
+           'model_card', 'SavedRun', 'load_run']
 
 # %% ../nbs/06_tasks.ipynb #cc64a79e
 import difflib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_args, get_origin
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from torch import nn
 from .core import (CheckpointError, ConfigError, DataError, atomic_folder, check_manifest, pick_dtype, quiet, read_json, write_json,
                           write_manifest)
 from .evaluation import Interval, Report, bootstrap_interval, classification_report, entity_report
-from .model import head_inputs, init_classifier, load_model, load_tokenizer, output_layer
+from .model import (check_max_length, head_inputs, init_classifier, load_model,
+                           load_tokenizer, output_layer)
 from .preprocessing import encode_texts, fingerprint, length_batches, pad_batch
 from .trainer import Trainer, TrainingConfig, TrainingResult
 
@@ -51,15 +53,23 @@ class Task(ABC):
 
     pipeline_tag:ClassVar[str] = "text-classification" # what transformers calls this kind of model
     directions:ClassVar[dict[str, bool]] = {} # names of the metrics, and whether more is better
+    answers_texts:ClassVar[bool] = True # whether `SavedRun.predict` has an answer for a text
     augment:ClassVar[Callable|None] = None # (features, numpy Generator) -> features, drawn anew for each row and epoch of training
 
     def infer(self, model, batch): return model(**{k: v for k, v in batch.items() if k != "labels"}).logits
     def gather(self, predictions:list): return predictions
 
     def as_rows(self, inputs):
-        "What a user of a saved run gives to rows without labels: texts, where nothing else is said."
+        "Texts that a user of a saved run gives to rows without labels. Raises `DataError`."
         from datasets import Dataset
+        wrong = [(f"input {i}", f"this is {type(text).__name__}, not a text")
+                 for i, text in enumerate(inputs) if not isinstance(text, str)]
+        if wrong: raise DataError.from_problems(wrong, remedy="give a list of texts")
         return Dataset.from_dict({"text": list(inputs)})
+
+    def usage(self) -> str:
+        "Arguments of a call of the pipeline, for the card."
+        return '"a text", truncation=True'
 
 _TASKS:dict[str, type] = {}
 
@@ -135,7 +145,9 @@ class TextClassification(Task):
         return [dict(input_ids=ids) if labels is None else dict(input_ids=ids, labels=labels[i]) for i, ids in enumerate(encoded.input_ids)]
 
     def collate(self, features): return pad_batch(features, {"input_ids": self.tokenizer.pad_token_id})
-    def init_model(self): return init_classifier(self.checkpoint, self.labels, self.pooling)
+    def init_model(self):
+        check_max_length(self.checkpoint, self.max_length)
+        return init_classifier(self.checkpoint, self.labels, self.pooling)
 
     def loss(self, model, batch):
         logits = self.infer(model, batch)
@@ -151,6 +163,22 @@ class TextClassification(Task):
 TextClassification.directions = dict(
     accuracy=True, f1_macro=True, precision_macro=True, recall_macro=True, f1_weighted=True,
     matthews=True, log_loss=False, brier=False, ece=False)
+
+# %% ../nbs/06_tasks.ipynb #ee553279
+@torch.no_grad()
+def _silence(layer, absent, rows):
+    "Give classes without a training row a score that no row's own class falls below."
+    layer.weight[absent] = 0.
+    if layer.bias is not None: layer.bias[absent] = -float(np.log(rows + 1))
+
+def _absent(task, features):
+    "Ids of the labels that no feature has."
+    found = {int(i) for f in features if "labels" in f for i in np.atleast_1d(f["labels"])}
+    return [i for i in range(len(getattr(task, "labels", []))) if i not in found]
+
+def _say_absent(names):
+    some = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+    return f"no training row has the label {some}: the model will hardly ever answer so"
 
 # %% ../nbs/06_tasks.ipynb #2be8bf75
 @dataclass
@@ -189,11 +217,15 @@ def fine_tune(task:Task, # what to train for
     "Fine-tune a model on labelled rows; raises what `Trainer.fit` raises."
     config = _with_direction(task, config, validation_rows)
     torch.manual_seed(config.seed)
-    model = task.init_model() if model is None else model
+    new = model is None
+    if new: model = task.init_model()
     features, truncated = task.encode(rows), getattr(task, "truncated", 0)
+    absent = _absent(task, features)
+    if new and absent: _silence(output_layer(model), absent, len(features))
     evaluate = None if validation_rows is None else lambda m: {k: v.value for k, v in task.metrics(predict(task, m, validation_rows), validation_rows).metrics.items()}
     trainer = Trainer(model, task.loss, task.collate, config, evaluate=evaluate, augment=task.augment, checkpoints=checkpoints, progress=progress)
     result = trainer.fit(features, resume=resume, identity=fingerprint(json.dumps(features), json.dumps(task_settings(task))))
+    if absent: result.messages.append(_say_absent([task.labels[i] for i in absent]))
     return FineTuned(task, model, result, truncated)
 
 # %% ../nbs/06_tasks.ipynb #77fdcc27
@@ -220,6 +252,9 @@ def fit_head(model:nn.Module, # its output layer is set in place
             ) -> nn.Module: # the same model with a trained output layer
     "Fit the output layer alone by logistic regression; a class without rows starts below the others."
     from sklearn.linear_model import LogisticRegression
+    if len(set(labels)) < 2:
+        raise DataError("a head needs rows of two classes", where="fit_head",
+                        remedy="give more rows")
     layer = output_layer(model)
     fitted = LogisticRegression(C=C, max_iter=5000, fit_intercept=layer.bias is not None)
     fitted.fit(features, labels)
@@ -240,68 +275,184 @@ def _set_layer(layer, classes, weight, bias, lowest):
     layer.bias.fill_(lowest)
     layer.bias[classes] = torch.tensor(bias, dtype=torch.float32)
 
-# %% ../nbs/06_tasks.ipynb #9b7fe67a
-def _word_starts(word_ids):
-    "Positions of the first piece of each word."
-    return [i for i, word in enumerate(word_ids) if word is not None and (i == 0 or word != word_ids[i - 1])]
+# %% ../nbs/06_tasks.ipynb #4415b8d7
+def to_iob2(tags:list[str], # of one sentence: IOB1, IOB2, BIOES, BMES or BILOU
+           ) -> list[str]: # the same entities in IOB2
+    "Translate tags; what goes on without a beginning begins an entity."
+    result, before = [], "O"
+    for tag in tags:
+        position, _, kind = tag.partition("-")
+        goes_on = position in tuple("IMEL") and before[0] in "BIM" and before[2:] == kind
+        result.append(("I-" if goes_on else "B-") + kind if kind else "O")
+        before = tag
+    return result
 
-def _check_pieces(tokens, ids, starts, max_length):
-    "Refuse sentences that would be cut and tokens that would be lost."
-    long = [(f"row {i}", f"{len(row)} pieces, more than max_length={max_length}") for i, row in enumerate(ids) if len(row) > max_length]
-    lost = [(f"row {i}", "a token is empty or has no piece") for i, (t, s) in enumerate(zip(tokens, starts)) if len(t) != len(s) or not t]
-    if long or lost: raise DataError.from_problems(long + lost, remedy="split long sentences or raise max_length; drop tokens of spaces and control characters")
+# %% ../nbs/06_tasks.ipynb #a2789a70
+def tag_scheme(names:list[str], # of tags, such as O, B-PER, I-PER
+              ) -> str: # "IOB" (1 or 2), "BIOES", "BMES", "BILOU", or "plain": no entities
+    "Say which scheme tags belong to, by their first letters; parts of speech have none."
+    positions = {name[0] for name in names if name[1:2] == "-"}
+    if not positions <= set("BIOESMLU") or not positions & set("BISU"): return "plain"
+    if "M" in positions: return "BMES"
+    return "BIOES" if positions & set("ES") else "BILOU" if positions & set("LU") else "IOB"
+
+# %% ../nbs/06_tasks.ipynb #892d9f35
+def _tag_names(rows, labels=None):
+    "Names of the tags of each row; numbers without names are those of `labels`, or stay."
+    names = getattr(rows.features["ner_tags"].feature, "names", labels)
+    if names is None and any(not isinstance(t, str) for row in rows["ner_tags"] for t in row):
+        raise DataError("the tags are numbers without names", where="ner_tags",
+                        remedy="give names, or a ClassLabel")
+    known = dict(enumerate(names or []))
+    return [[t if isinstance(t, str) else known.get(t, t) for t in row] for row in rows["ner_tags"]]
+
+# %% ../nbs/06_tasks.ipynb #cbdf7f7d
+def iob2_rows(rows, # with `ner_tags`: names, or ids of a ClassLabel, in any scheme
+             ): # the same rows with IOB2 tags of a ClassLabel
+    "Translate the tags of rows, once, before they are split. Raises `DataError`."
+    from datasets import ClassLabel, List
+    tags = [to_iob2(names) for names in _tag_names(rows)]
+    kinds = sorted({tag[2:] for row in tags for tag in row if tag != "O"})
+    names = ["O", *(f"{position}-{kind}" for kind in kinds for position in "BI")]
+    ids = {name: i for i, name in enumerate(names)}
+    column = [[ids[tag] for tag in row] for row in tags]
+    feature = List(ClassLabel(names=names))
+    return rows.remove_columns("ner_tags").add_column("ner_tags", column, feature=feature)
+
+# %% ../nbs/06_tasks.ipynb #72890144
+def _check_tags(tokens, tags, labels, limit=10):
+    "Refuse rows whose tags cannot be those of their tokens."
+    wrong, known, iob = [], set(labels), tag_scheme(labels) == "IOB"
+    for i, (words, row) in enumerate(zip(tokens, tags)):
+        strange = [t for t in row if t not in known]
+        what = None
+        if len(words) != len(row): what = f"{len(words)} tokens and {len(row)} tags"
+        elif strange: what = f"there is no tag {strange[0]!r}"
+        elif iob and to_iob2(row) != row: what = "an entity begins with I-: this is IOB1 or broken"
+        if what: wrong.append((f"row {i}", what))
+    if not wrong: return
+    remedy = "give each token one of the task's tags"
+    if any("IOB1" in what for _, what in wrong): remedy += ", or translate: rows = iob2_rows(rows)"
+    raise DataError.from_problems(wrong, remedy=remedy, limit=limit)
+
+# %% ../nbs/06_tasks.ipynb #9b7fe67a
+def _word_starts(word_ids, words):
+    "Position of the first piece of each word; -2 for a word without one."
+    first = {}
+    for i, word in enumerate(word_ids): first.setdefault(word, i)
+    return [first.get(word, -2) for word in range(words)]
+
+def _check_pieces(ids, starts, max_length, strict):
+    "Refuse sentences that would be cut and, in training, tokens that would be lost."
+    problems = [(f"row {i}", f"{len(row)} pieces, more than max_length={max_length}")
+                for i, row in enumerate(ids) if len(row) > max_length]
+    problems += [(f"row {i}", "a token is empty or has no piece")
+                 for i, row in enumerate(starts) if strict and (-2 in row or not row)]
+    remedy = ("split long sentences or raise max_length; "
+              "drop tokens of spaces and control characters")
+    if problems: raise DataError.from_problems(problems, remedy=remedy)
+
+# %% ../nbs/06_tasks.ipynb #746673f4
+def split_words(text:str, # of any language
+               ) -> list[str]: # words and signs; characters of Chinese and Japanese one by one
+    "Split a text as the usual corpora of named entities are split."
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import BertPreTokenizer, Sequence, Split
+    characters = Split(Regex(r"[\p{Han}\p{Hiragana}\p{Katakana}]"), "isolated")
+    return [word for word, _ in Sequence([BertPreTokenizer(), characters]).pre_tokenize_str(text)]
+
+# %% ../nbs/06_tasks.ipynb #f080100a
+class _TaggedRows:
+    "What a tagger reads: lists of tokens, with their tags where they are known."
+    def __post_init__(self):
+        scheme = tag_scheme(self.labels)
+        if scheme in ("IOB", "plain"): return
+        raise ConfigError(f"the tags are {scheme}, not IOB2", where=f"labels {self.labels[:8]}",
+                          remedy="translate them first: rows = iob2_rows(rows)")
+
+    @classmethod
+    def from_rows(cls, rows, **settings): # a task with the tags of `rows`
+        "Take the tags of the column `ner_tags`, names or ids. Raises `ConfigError`, `DataError`."
+        tags = _tag_names(rows)
+        names = getattr(rows.features["ner_tags"].feature, "names", None)
+        found = {tag for row in tags for tag in row}
+        names = names or sorted(found, key=lambda tag: (tag != "O", tag[2:], tag))
+        task = cls(list(names), **settings)
+        _check_tags(rows["tokens"], tags, task.labels)
+        return task
+
+    def as_rows(self, inputs):
+        "Lists of tokens; texts are split by `split_words`. Raises `DataError`."
+        from datasets import Dataset, Features, List, Value
+        tokens = [split_words(one) if isinstance(one, str) else one for one in inputs]
+        wrong = [(f"input {i}", "this is neither a text nor a list of tokens")
+                 for i, one in enumerate(tokens) if not _is_tokens(one)]
+        remedy = "give a text or a list of tokens for each sentence"
+        if wrong: raise DataError.from_problems(wrong, remedy=remedy)
+        return Dataset.from_dict({"tokens": tokens}, Features(tokens=List(Value("string"))))
+
+def _is_tokens(one): return isinstance(one, (list, tuple)) and all(isinstance(t, str) for t in one)
+
+# %% ../nbs/06_tasks.ipynb #d18376b9
+def _tagged_features(task, rows):
+    "Pieces, where each word begins, and ids of the tags where there are any."
+    tokens, labelled = list(rows["tokens"]), "ner_tags" in rows.column_names
+    if not tokens: return []
+    tags = _tag_names(rows, task.labels) if labelled else []
+    if labelled: _check_tags(tokens, tags, task.labels)
+    with quiet(): encoded = task.tokenizer(tokens, is_split_into_words=True, truncation=False)
+    ids = encoded["input_ids"]
+    starts = [_word_starts(e.word_ids, len(t)) for e, t in zip(encoded.encodings, tokens)]
+    _check_pieces(ids, starts, task.max_length, strict=labelled)
+    features = [dict(input_ids=i, word_starts=s) for i, s in zip(ids, starts)]
+    known = {name: i for i, name in enumerate(task.labels)}
+    for feature, row in zip(features, tags): feature["labels"] = [known[tag] for tag in row]
+    return features
 
 # %% ../nbs/06_tasks.ipynb #0f2be17b
 @dataclass
-class TokenClassification(Task):
+class TokenClassification(_TaggedRows, Task):
     "One IOB2 tag a word. Rows have `tokens` and, to train or measure, `ner_tags`."
     labels:list[str] # tags in the order of their ids, such as O, B-PER, I-PER
     checkpoint:str = "minilm" # what to start from
     max_length:int = 256 # pieces of a sentence, special tokens included; longer ones are refused
     pipeline_tag = "token-classification"
 
-    @classmethod
-    def from_rows(cls, rows, **settings): # a task with the tags of `rows`
-        "Take the tags from the `ner_tags` column of `rows`."
-        return cls(list(rows.features["ner_tags"].feature.names), **settings)
-
     @cached_property
     def tokenizer(self): return load_tokenizer(self.checkpoint, self.max_length)
 
-    def as_rows(self, inputs):
-        from datasets import Dataset
-        return Dataset.from_dict({"tokens": [list(tokens) for tokens in inputs]})
+    def usage(self): return '"a text"'
 
-    def encode(self, rows):
-        with quiet(): encoded = self.tokenizer(list(rows["tokens"]), is_split_into_words=True, return_attention_mask=False, return_token_type_ids=False, truncation=False)
-        starts = [_word_starts(encoding.word_ids) for encoding in encoded.encodings]
-        _check_pieces(rows["tokens"], encoded["input_ids"], starts, self.max_length)
-        features = [dict(input_ids=ids, word_starts=s) for ids, s in zip(encoded["input_ids"], starts)]
-        return [f | dict(labels=list(t)) for f, t in zip(features, rows["ner_tags"])] if "ner_tags" in rows.column_names else features
-
+    def encode(self, rows): return _tagged_features(self, rows)
     def collate(self, features): return pad_batch(features, {"input_ids": self.tokenizer.pad_token_id, "word_starts": -1, "labels": -100})
 
     def init_model(self):
+        check_max_length(self.checkpoint, self.max_length)
         names = dict(enumerate(self.labels))
         return load_model("AutoModelForTokenClassification", self.checkpoint, num_labels=len(names), id2label=names, label2id={v: k for k, v in names.items()})
 
     def infer(self, model, batch):
-        "Scores of words (batch, words, tags), and which of them are words."
+        "Scores of words (batch, words, tags), and where each begins: -1 padding, -2 no piece."
         logits = model(**{k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")}).logits
         starts = batch["word_starts"]
-        return logits.gather(1, starts.clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1])), starts >= 0
+        index = starts.clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1])
+        return logits.gather(1, index), starts
 
     def loss(self, model, batch):
-        scores, words = self.infer(model, batch)
+        scores, starts = self.infer(model, batch)
+        words = starts >= 0
         return nn.functional.cross_entropy(scores[words].float(), batch["labels"][words], reduction="sum"), int(words.sum())
 
     def decode(self, outputs):
-        scores, words = outputs
-        best, lengths = scores.argmax(-1).cpu(), words.sum(1).tolist()
-        return [[self.labels[i] for i in row[:n].tolist()] for row, n in zip(best, lengths)]
+        best, starts = outputs[0].argmax(-1).tolist(), outputs[1].tolist()
+        return [self._tags(*row) for row in zip(best, starts)]
+
+    def _tags(self, best, starts):
+        words = [(i, start) for i, start in zip(best, starts) if start != -1]
+        return [self.labels[i] if start >= 0 else "O" for i, start in words]
 
     def metrics(self, predictions, rows, baselines=None):
-        return entity_report([[self.labels[i] for i in tags] for tags in rows["ner_tags"]], predictions, baselines=baselines)
+        return entity_report(_tag_names(rows, self.labels), predictions, baselines=baselines)
 
 # %% ../nbs/06_tasks.ipynb #424565bc
 TokenClassification.directions = dict(precision=True, recall=True, f1=True)
@@ -363,6 +514,7 @@ class MaskedLanguageModelling(Task):
     max_length:int = 128 # tokens of a packed row, special tokens included
     mask_rate:float = 0.15 # share of the tokens that become targets
     pipeline_tag = "fill-mask"
+    answers_texts = False
 
     @cached_property
     def tokenizer(self): return load_tokenizer(self.checkpoint, self.max_length)
@@ -382,7 +534,11 @@ class MaskedLanguageModelling(Task):
         drawn = [f if "labels" in f else self.augment(f, np.random.default_rng(f["input_ids"])) for f in features]
         return pad_batch(drawn, {"input_ids": self.tokenizer.pad_token_id, "labels": -100})
 
-    def init_model(self): return load_model("AutoModelForMaskedLM", self.checkpoint)
+    def usage(self): return f'"a {self.tokenizer.mask_token} text"'
+
+    def init_model(self):
+        check_max_length(self.checkpoint, self.max_length)
+        return load_model("AutoModelForMaskedLM", self.checkpoint)
 
     def infer(self, model, batch): return masked_logits(model, batch), batch["labels"]
 
@@ -444,7 +600,7 @@ def model_card(task:Task, # what the model does
               ) -> str: # Markdown for people
     "Say what a model is, how it was made, how good it is and how to use it."
     settings = "\n".join(f"- {k}: `{v}`" for k, v in task_settings(task).items())
-    use = f'from transformers import pipeline\n\nmodel = pipeline("{task.pipeline_tag}", "path/of/this/folder")\nmodel("a text", truncation=True)'
+    words = 'or, on the command line: `sftbook predict path/of/this/folder "a text"`.\n'
     return f"""---
 library_name: transformers
 pipeline_tag: {task.pipeline_tag}
@@ -460,11 +616,13 @@ pipeline_tag: {task.pipeline_tag}
 ## How to use it
 
 ```python
-{use}
+from transformers import pipeline
+
+model = pipeline("{task.pipeline_tag}", "path/of/this/folder")
+model({task.usage()})
 ```
 
-or, on the command line: `sftbook predict path/of/this/folder "a text"`.
-"""
+{words if task.answers_texts else ""}"""
 
 # %% ../nbs/06_tasks.ipynb #895d94ce
 @dataclass
@@ -474,10 +632,50 @@ class SavedRun:
     model:nn.Module # in evaluation mode
     report:Report # how good it was
 
-    def predict(self, inputs:list, # what the task predicts for, such as texts
+    def predict(self, inputs:list|str, # what the task predicts for; one text is a list of one
                ): # what `predict` gives for them
-        "Predict with the preprocessing that the run was trained with."
+        "Predict with the preprocessing of the training. Raises `DataError`, `ConfigError`."
+        if not self.task.answers_texts:
+            raise ConfigError(f"{type(self.task).__name__} has no answers for texts",
+                              where="predict",
+                              remedy=f"use transformers' {self.task.pipeline_tag} pipeline")
+        inputs = [inputs] if isinstance(inputs, str) else list(inputs)
         return predict(self.task, self.model, self.task.as_rows(inputs))
+
+# %% ../nbs/06_tasks.ipynb #cba7ef56
+def _setting_problem(saved, name, f):
+    "What is wrong with one setting, or None."
+    if name not in saved:
+        needed = f.default is MISSING and f.default_factory is MISSING
+        return f"{name} is missing" if needed else None
+    if not _fits(saved[name], f.type): return f"{name} is {saved[name]!r}"[:80]
+
+# %% ../nbs/06_tasks.ipynb #d61d45b5
+def _saved_settings(file):
+    "The class of the task and its settings, each looked at."
+    saved = read_json(file)
+    name = saved.get("task") if isinstance(saved, dict) else None
+    kind = _TASKS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise CheckpointError(f"the task {name!r} is not known here", where=str(file),
+                              remedy=f"known tasks: {', '.join(sorted(_TASKS))}")
+    wanted = {f.name: f for f in fields(kind) if f.init and f.name != "checkpoint"}
+    wrong = [what for name, f in wanted.items() if (what := _setting_problem(saved, name, f))]
+    if wrong: raise CheckpointError("; ".join(wrong), where=str(file), remedy=_RESTORE)
+    return kind, {name: saved[name] for name in wanted if name in saved}
+
+_RESTORE = "restore it from a copy, or train again"
+
+# %% ../nbs/06_tasks.ipynb #c844b0b1
+def _fits(value, wanted):
+    "Whether a value read from JSON is of a declared type."
+    inside = get_args(wanted)
+    if get_origin(wanted) is list:
+        return isinstance(value, list) and all(_fits(v, inside[0]) for v in value)
+    if inside: return any(_fits(value, one) for one in inside)
+    if not isinstance(wanted, type): return True # an annotation that is no type says nothing
+    if isinstance(value, bool): return wanted is bool
+    return isinstance(value, (int, float) if wanted is float else wanted)
 
 # %% ../nbs/06_tasks.ipynb #abab63ee
 def load_run(folder:str|Path, # of a saved run
@@ -485,21 +683,48 @@ def load_run(folder:str|Path, # of a saved run
     "Load a saved run. Raises `CheckpointError` where a file is missing, damaged or unknown."
     folder = Path(folder)
     if not (folder/"task.json").is_file():
-        raise CheckpointError("this is no saved run: task.json is missing", where=str(folder), remedy="give the folder that sftbook train or save_run wrote")
+        raise CheckpointError("this is no saved run: task.json is missing", where=str(folder),
+                              remedy="give the folder that sftbook train or save_run wrote")
     check_manifest(folder)
-    settings = read_json(folder/"task.json")
-    kind = _TASKS.get(settings.get("task"))
-    if kind is None:
-        raise CheckpointError(f"the task {settings.get('task')!r} is not known here", where=str(folder/"task.json"), remedy=f"known tasks: {', '.join(sorted(_TASKS))}")
-    names = {f.name for f in fields(kind) if f.init}
-    task = kind(**{k: v for k, v in settings.items() if k in names} | {"checkpoint": str(folder)})
-    return SavedRun(task, _load_saved(task, folder), Report.from_dict(read_json(folder/"report.json")))
+    kind, settings = _saved_settings(folder/"task.json")
+    report = Report.from_dict(read_json(folder/"report.json"))
+    try:
+        task = kind(**settings, checkpoint=str(folder))
+        task.tokenizer
+        model = _load_saved(folder)
+        _check_fit(task, model)
+    except CheckpointError: raise
+    except Exception as e: # what a stranger's folder does to a library cannot be listed
+        reason = str(e).strip().partition("\n")[0] or type(e).__name__
+        raise CheckpointError(f"the run cannot be loaded: {reason}", where=str(folder),
+                              remedy=_RESTORE) from e
+    return SavedRun(task, model, report)
+
+# %% ../nbs/06_tasks.ipynb #363da9a7
+def _check_fit(task, model):
+    "The settings of a task must be ones that its model can have."
+    if hasattr(task, "max_length"): check_max_length(task.checkpoint, task.max_length)
+    labels, there = getattr(task, "labels", None), getattr(model.config, "num_labels", None)
+    if labels is None or len(labels) == there: return
+    raise CheckpointError(f"task.json names {len(labels)} labels, the model has {there}",
+                          where=task.checkpoint, remedy=_RESTORE)
 
 # %% ../nbs/06_tasks.ipynb #32efe383
-def _load_saved(task, folder):
+def _load_saved(folder):
     "The class that config.json names, with the weights of the folder."
     import transformers
-    name = read_json(folder/"config.json")["architectures"][0]
-    kind = getattr(transformers, name, None)
-    if kind is None: raise CheckpointError(f"transformers has no model {name}", where=str(folder/"config.json"), remedy="install the version of transformers that task.json names")
-    with quiet(): return kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
+    named = read_json(folder/"config.json")
+    named = named.get("architectures") if isinstance(named, dict) else None
+    name = named[0] if isinstance(named, list) and named else None
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise CheckpointError(
+            f"transformers has no model {name!r}", where=str(folder/"config.json"),
+            remedy="install the version of transformers that task.json names")
+    with quiet():
+        model, loading = kind.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+    if odd := sorted({*loading["missing_keys"], *loading["unexpected_keys"]}):
+        raise CheckpointError(f"the weights are not those of a {name}: {odd[0]}",
+                              where=str(folder), remedy=_RESTORE)
+    return model.eval()
