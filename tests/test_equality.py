@@ -25,7 +25,7 @@ words = "striker goal match keeper coach team shares profit bank market oil rose
 texts = [" ".join(words[(i * k) % len(words)] for k in range(1, 3 + i % 7)) for i in range(32)]
 columns = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes", "maybe"])})
 rows = Dataset.from_dict({"text": texts, "label": [i % 3 for i in range(32)]}, columns)
-task = TextClassification.from_rows(rows, checkpoint=checkpoint)
+task = TextClassification.from_rows(rows, checkpoint=checkpoint, max_length=32)
 features = task.encode(rows)
 same = dict(learning_rate=1e-3, num_train_epochs=2, per_device_train_batch_size=6, weight_decay=0.1,
             warmup_steps=0.2, max_grad_norm=0.5, seed=7, bf16=False)
