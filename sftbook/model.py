@@ -105,9 +105,12 @@ def position_limit(config, # of a model of transformers
                   ) -> int|None: # longest row, special tokens included; None where there is no limit
     "How many positions a model has; RoBERTa and its like count from the number of the padding token."
     limit = getattr(config, "max_position_embeddings", None)
-    offset = {"roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm"}
-    if limit and config.model_type in offset: limit -= (config.pad_token_id or 0) + 1
+    relative = getattr(config, "relative_attention", False)
+    if relative and not getattr(config, "position_biased_input", True): return None # DeBERTa
+    if limit and config.model_type in _SHIFTED: limit -= (config.pad_token_id or 0) + 1
     return limit if limit and limit > 0 else None
+
+_SHIFTED = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "xlm-roberta-xl")
 
 def check_max_length(checkpoint:str, # name in the book's registry, folder, or hub id
                      max_length:int, # tokens of a row, special tokens included
@@ -195,8 +198,10 @@ def _no_attention_dropout(config):
 # %% ../nbs/03_model.ipynb #207a57d9
 def output_layer(model:nn.Module, # with a head, of any architecture
                 ) -> nn.Linear: # the layer that gives the scores
-    "The last linear layer with one output a label. Raises `ConfigError`."
-    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == model.config.num_labels]
+    "The last linear layer outside the body with one output a label. Raises `ConfigError`."
+    body = {id(m) for m in model.base_model.modules()} if model.base_model is not model else set()
+    outside = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in body]
+    found = [m for m in outside if m.out_features == model.config.num_labels]
     if not found:
         raise ConfigError("no linear layer gives one score a label", where=type(model).__name__,
                           remedy="use a class for sequence or token classification")
@@ -206,15 +211,17 @@ def output_layer(model:nn.Module, # with a head, of any architecture
 @contextmanager
 def head_inputs(model:nn.Module, # a sequence classification model
                ):
-    "While the block runs, collect what the output layer reads: a list with an array (rows, hidden) for each batch."
-    collected, lengths = [], []
+    "While the block runs, collect what the output layer reads: an array (rows, hidden) for each batch."
+    collected, last = [], []
     def keep(module, inputs):
         x = inputs[0]
-        if x.ndim == 3: x = x[torch.arange(len(x), device=x.device), lengths[-1] - 1] # decoders: the last token
+        if x.ndim == 3: x = x[torch.arange(len(x), device=x.device), last[-1]]
         collected.append(x.detach())
-    def measure(module, args, kwargs): lengths.append(kwargs["attention_mask"].sum(1))
+    def find_last(module, args, kwargs): # where decoders read: at the last token that is no padding
+        kept = kwargs["input_ids"] != model.config.pad_token_id
+        last.append((kept*torch.arange(kept.shape[1], device=kept.device)).argmax(-1))
     hooks = [output_layer(model).register_forward_pre_hook(keep),
-             model.register_forward_pre_hook(measure, with_kwargs=True)]
+             model.register_forward_pre_hook(find_last, with_kwargs=True)]
     try: yield collected
     finally:
         for hook in hooks: hook.remove()
