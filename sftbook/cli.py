@@ -317,7 +317,7 @@ def _measure(task, tuned, train, test, seconds):
     report = task.metrics(predict(task, tuned.model, test), test,
                           baselines={"majority": majority, "TF-IDF + linear": linear})
     report.extra = {"training": tuned.result.to_dict(), "truncated": tuned.truncated,
-                    "mfu": round(tuned.result.mfu, 2), "hardware": asdict(hardware()),
+                    "mfu": tuned.result.mfu and round(tuned.result.mfu, 2), "hardware": asdict(hardware()),
                     "seconds_with_preparation": round(seconds, 1)}
     return report
 

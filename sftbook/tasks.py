@@ -9,11 +9,10 @@ __all__ = ['Task', 'infer_rows', 'predict', 'ClassPredictions', 'TextClassificat
            'model_card', 'SavedRun', 'load_run']
 
 # %% ../nbs/06_tasks.ipynb #cc64a79e
-import difflib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, get_args, get_origin
@@ -22,13 +21,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from .core import (CheckpointError, ConfigError, DataError, atomic_folder, check_manifest, pick_dtype, quiet, read_json, write_json,
-                          write_manifest)
-from .evaluation import Interval, Report, bootstrap_interval, classification_report, entity_report
+from .core import (CheckpointError, ConfigError, DataError, atomic_folder, check_manifest,
+                          pick_dtype, quiet, read_json, write_json, write_manifest)
+from .evaluation import (Interval, Report, bootstrap_interval, classification_report,
+                                entity_report)
 from .model import (check_max_length, head_inputs, init_classifier, load_model,
                            load_tokenizer, output_layer)
 from .preprocessing import encode_texts, fingerprint, length_batches, pad_batch
-from .trainer import Trainer, TrainingConfig, TrainingResult
+from .trainer import Trainer, TrainingConfig, TrainingResult, check_best_metric
 
 # %% ../nbs/06_tasks.ipynb #20e23c2f
 @dataclass
@@ -190,18 +190,13 @@ class FineTuned:
     truncated:int = 0 # training rows that were cut
 
 # %% ../nbs/06_tasks.ipynb #fcebd89a
-def _with_direction(task, config, validation_rows):
-    "The settings with the direction of the chosen metric; raises `ConfigError` for a metric that the task has not."
-    name = config.metric_for_best_model
-    if name is None or not task.directions: return config
-    if validation_rows is None:
-        raise ConfigError("the best epoch is chosen by validation rows, and there are none", where="metric_for_best_model",
-                          remedy="give validation rows, or no metric")
-    if name not in task.directions:
-        near = difflib.get_close_matches(name.removeprefix("eval_"), task.directions, 1, 0.3)
-        said = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"there is no metric {name!r}", where="metric_for_best_model", remedy=f"{said}there are: {', '.join(task.directions)}")
-    return replace(config, greater_is_better=task.directions[name])
+def _measurement(task, rows):
+    "A function from a model to its metrics on labelled rows; None without rows."
+    if rows is None: return None
+    def evaluate(model):
+        report = task.metrics(predict(task, model, rows), rows)
+        return {name: interval.value for name, interval in report.metrics.items()}
+    return evaluate
 
 # %% ../nbs/06_tasks.ipynb #84a35ba8
 def fine_tune(task:Task, # what to train for
@@ -215,16 +210,18 @@ def fine_tune(task:Task, # what to train for
               progress:bool=False, # show a progress bar on the terminal
              ) -> FineTuned: # the trained model
     "Fine-tune a model on labelled rows; raises what `Trainer.fit` raises."
-    config = _with_direction(task, config, validation_rows)
+    check_best_metric(config, task.directions, validation_rows is not None)
     torch.manual_seed(config.seed)
     new = model is None
     if new: model = task.init_model()
     features, truncated = task.encode(rows), getattr(task, "truncated", 0)
     absent = _absent(task, features)
     if new and absent: _silence(output_layer(model), absent, len(features))
-    evaluate = None if validation_rows is None else lambda m: {k: v.value for k, v in task.metrics(predict(task, m, validation_rows), validation_rows).metrics.items()}
-    trainer = Trainer(model, task.loss, task.collate, config, evaluate=evaluate, augment=task.augment, checkpoints=checkpoints, progress=progress)
-    result = trainer.fit(features, resume=resume, identity=fingerprint(json.dumps(features), json.dumps(task_settings(task))))
+    trainer = Trainer(model, task.loss, task.collate, config, augment=task.augment,
+                      evaluate=_measurement(task, validation_rows), directions=task.directions,
+                      checkpoints=checkpoints, progress=progress)
+    identity = fingerprint(json.dumps(features), json.dumps(task_settings(task)))
+    result = trainer.fit(features, resume=resume, identity=identity)
     if absent: result.messages.append(_say_absent([task.labels[i] for i in absent]))
     return FineTuned(task, model, result, truncated)
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['TrainingConfig', 'learning_rate_factor', 'plan_epoch', 'split_step', 'scale_gradients', 'TrainingState',
-           'save_checkpoint', 'latest_checkpoint', 'load_checkpoint', 'keep_freed_memory', 'Trainer', 'TrainingResult']
+           'save_checkpoint', 'latest_checkpoint', 'load_checkpoint', 'keep_freed_memory', 'check_best_metric',
+           'Trainer', 'TrainingResult']
 
 # %% ../nbs/04_trainer.ipynb #05330275
 import contextlib
 import ctypes
-import json
+import difflib
 import math
 import re
 import shutil
@@ -23,10 +24,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from .core import (CheckpointError, ConfigError, TrainingError, atomic_folder, check_manifest, matmul_ceiling, pick_dtype, quiet,
-                          read_json, row_seed, set_seed, write_json, write_manifest)
+from .core import (
+    CheckpointError, ConfigError, TrainingError, atomic_folder, check_manifest, matmul_ceiling,
+    pick_dtype, read_json, remove_leftovers, row_seed, set_seed, write_json, write_manifest)
 from .model import parameter_groups, training_flops, use_byte_dropout
-from .preprocessing import length_batches
+from .preprocessing import fingerprint, length_batches
 
 # %% ../nbs/04_trainer.ipynb #284b5f09
 @dataclass(frozen=True)
@@ -45,25 +47,47 @@ class TrainingConfig:
     bf16:bool|None = None # True or False; None: where the hardware is faster with it
     save_steps:int|None = None # updates between checkpoints; None: at the end of each epoch
     save_total_limit:int = 2 # checkpoints kept
-    metric_for_best_model:str|None = None # key of what `evaluate` returns; the best weights are put back at the end
-    greater_is_better:bool = True # whether more of that metric is better
+    metric_for_best_model:str|None = None # key of what `evaluate` returns; its best weights win
+    greater_is_better:bool|None = None # None: as the trainer knows; without it, less of a "...loss"
     early_stopping_patience:int|None = None # evaluations without a new best before training stops
 
     def __post_init__(self): _check_config(self)
 
 # %% ../nbs/04_trainer.ipynb #79c65d5a
+_WHOLE = dict(num_train_epochs=1, per_device_train_batch_size=1, gradient_accumulation_steps=1,
+              save_total_limit=1, seed=0, save_steps=1, early_stopping_patience=1) # least values
+_POSITIVE = ("learning_rate", "max_grad_norm")
+_NOT_NEGATIVE = ("head_learning_rate", "weight_decay", "warmup_steps")
+_MAY_BE_NONE = ("head_learning_rate", "save_steps", "early_stopping_patience")
+
+def _setting_problem(name, value):
+    "What is wrong with a number, or None."
+    if value is None and name in _MAY_BE_NONE: return None
+    whole, least = name in _WHOLE, _WHOLE.get(name, 0)
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    above = name in _POSITIVE
+    if number and least <= value < math.inf and not (above and value == 0): return None
+    wanted = f"a {'whole ' if whole else ''}number {'above 0' if above else f'of at least {least}'}"
+    return f"{name} must be {wanted}, not {value!r}"
+
+# %% ../nbs/04_trainer.ipynb #aaaa3616
 def _check_config(c):
     "One error that lists every setting that cannot work."
-    whole = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "save_total_limit")
-    wrong = [f"{name} must be a whole number of at least 1, not {getattr(c, name)!r}" for name in whole if not isinstance(getattr(c, name), int) or getattr(c, name) < 1]
-    positive = ("learning_rate", "max_grad_norm")
-    wrong += [f"{name} must be a positive number, not {getattr(c, name)!r}" for name in positive if not 0 < getattr(c, name) < math.inf]
-    wrong += [f"{name} must not be negative" for name in ("weight_decay", "warmup_steps") if getattr(c, name) < 0]
-    if c.lr_scheduler_type not in _DECAYS: wrong.append(f"lr_scheduler_type must be one of {', '.join(_DECAYS)}, not {c.lr_scheduler_type!r}")
-    if c.early_stopping_patience and not c.metric_for_best_model: wrong.append("early_stopping_patience needs metric_for_best_model")
-    if wrong: raise ConfigError("; ".join(wrong), where="TrainingConfig", remedy="correct these settings")
+    wrong = [_setting_problem(n, getattr(c, n)) for n in (*_WHOLE, *_POSITIVE, *_NOT_NEGATIVE)]
+    wrong += [f"{n} must be True, False or None, not {getattr(c, n)!r}"
+              for n in ("bf16", "greater_is_better") if getattr(c, n) not in (None, True, False)]
+    if c.lr_scheduler_type not in _DECAYS:
+        wrong.append(f"lr_scheduler_type must be one of {', '.join(_DECAYS)}, "
+                     f"not {c.lr_scheduler_type!r}")
+    if c.early_stopping_patience and not c.metric_for_best_model:
+        wrong.append("early_stopping_patience needs metric_for_best_model")
+    if isinstance(c.seed, int) and c.seed >= 2**32: wrong.append("seed must be below 2**32")
+    if any(wrong):
+        raise ConfigError("; ".join(filter(None, wrong)), where="TrainingConfig",
+                          remedy="correct these settings")
 
-_DECAYS = {"linear": lambda left: left, "cosine": lambda left: 0.5*(1 - math.cos(math.pi*left)), "constant": lambda left: 1.}
+_DECAYS = {"linear": lambda left: left, "constant": lambda left: 1.,
+           "cosine": lambda left: 0.5*(1 - math.cos(math.pi*left))}
 
 # %% ../nbs/04_trainer.ipynb #a78d9794
 def learning_rate_factor(step:int, # updates done so far, from 0
@@ -71,7 +95,8 @@ def learning_rate_factor(step:int, # updates done so far, from 0
                          config:TrainingConfig, # gives warm-up and shape
                         ) -> float: # share of the peak learning rate for the next update, in [0, 1]
     "Warm up linearly, then follow `lr_scheduler_type` down to 0."
-    warmup = math.ceil(config.warmup_steps*total) if config.warmup_steps < 1 else int(config.warmup_steps)
+    share = config.warmup_steps < 1
+    warmup = math.ceil(config.warmup_steps*total) if share else int(config.warmup_steps)
     if step < warmup: return step/max(1, warmup)
     return _DECAYS[config.lr_scheduler_type](max(0., (total - step)/max(1, total - warmup)))
 
@@ -81,7 +106,7 @@ def plan_epoch(lengths:list[int], # tokens of each row
                epoch:int, # from 0
                processes:int=1, # that share each step
               ) -> list[list[int]]: # for each step, the rows in it
-    "Plan the steps of an epoch. Depends on its arguments only, so that a resumed run finds its place."
+    "Plan the steps of an epoch. Depends on its arguments only: a resumed run finds its place."
     size = config.per_device_train_batch_size*config.gradient_accumulation_steps*processes
     steps = length_batches(lengths, size, seed=config.seed, epoch=epoch)
     short = [i for i, rows in enumerate(steps) if len(rows) < processes and len(steps) > 1]
@@ -94,8 +119,9 @@ def split_step(rows:list[int], # rows of one step
                process:int=0, # the process that asks
                processes:int=1, # that share the step
               ) -> list[list[int]]: # the rows of each forward pass of this process
-    "Share a step between processes and cut the share into forward passes; every process gets the same number of them."
-    passes = math.ceil(math.ceil(len(rows)/processes)/size)
+    "Share a step between processes and cut each share into forward passes, as many for everyone."
+    largest, smallest = math.ceil(len(rows)/processes), len(rows)//processes
+    passes = min(math.ceil(largest/size), max(1, smallest))
     mine = rows[process::processes]
     return [mine[i::passes] for i in range(passes)]
 
@@ -116,69 +142,81 @@ def scale_gradients(parameters:list[nn.Parameter], # with gradients of a summed 
 class TrainingState:
     "Everything a run needs to go on, besides tensors."
     dtype:str = "" # of the matrix products: "float32" or "bfloat16"
+    device:str = "cpu" # what computes: "cpu", "cuda" or "mps"
     processes:int = 1 # that share each step
-    step:int = 0 # updates done
+    step:int = 0 # steps done
     epoch:int = 0 # current epoch, from 0
-    position:int = 0 # updates done in the current epoch
+    position:int = 0 # steps done in the current epoch
     seconds:float = 0. # spent in training so far
     tokens:int = 0 # seen so far, padding not counted
     rows:int = 0 # seen so far
     flops:float = 0. # needed by the matrix products so far
-    history:list[dict] = field(default_factory=list) # one entry an update: step, loss, grad_norm, learning_rate
-    evaluations:list[dict] = field(default_factory=list) # one entry an epoch: what `evaluate` returned
+    history:list[dict] = field(default_factory=list) # updates: step, loss, grad_norm, learning_rate
+    evaluations:list[dict] = field(default_factory=list) # of each epoch: what `evaluate` returned
     best:float|None = None # best value of `metric_for_best_model`
     best_step:int|None = None # when it was reached
     since_best:int = 0 # evaluations since
+    untaught:list[int] = field(default_factory=list) # rows of steps without a target: no update
 
 # %% ../nbs/04_trainer.ipynb #55e1fa89
 def _optimizer_tensors(optimizer):
     "The moments of an optimizer as a flat dictionary of tensors: `<parameter>.<name>`."
-    return {f"{i}.{name}": value for i, state in optimizer.state_dict()["state"].items() for name, value in state.items()}
+    states = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": value for i, state in states.items() for name, value in state.items()}
 
 def _load_optimizer(optimizer, tensors):
     state = {}
     for key, value in tensors.items():
         i, name = key.split(".")
         state.setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
-def _random_states():
-    cuda = {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())} if torch.cuda.is_available() else {}
-    return {"cpu": torch.get_rng_state(), **cuda}
+# %% ../nbs/04_trainer.ipynb #259fca4a
+def _random_states(device=torch.device("cpu")):
+    "States of the generators that this process draws from."
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu": states[device.type] = getattr(torch, device.type).get_rng_state()
+    return states
 
-def _set_random_states(states):
+def _set_random_states(states, device=torch.device("cpu")):
     torch.set_rng_state(states["cpu"])
-    for name, state in states.items():
-        if name.startswith("cuda."): torch.cuda.set_rng_state(state, int(name[5:]))
+    if device.type in states and device.type != "cpu":
+        getattr(torch, device.type).set_rng_state(states[device.type])
 
 # %% ../nbs/04_trainer.ipynb #1d06864d
 def save_checkpoint(folder:Path, # where checkpoints of this run live
                     model:nn.Module, # its weights
                     optimizer:torch.optim.Optimizer, # its moments
                     state:TrainingState, # the rest
-                    identity:str="", # what the run is: settings and data; a resume compares it
-                    best:dict[str, torch.Tensor]|None=None, # best weights so far, where they are wanted
+                    identity:dict|None=None, # settings and data; a resume compares them
+                    best:dict|None=None, # best weights so far: name -> tensor
                     keep:int=2, # checkpoints to keep
+                    random_states:list[dict]|None=None, # of every process; of this one when None
                    ) -> Path: # the new checkpoint, `step-00000123`
     "Write a checkpoint, whole or not at all, then delete the oldest beyond `keep`."
     from safetensors.torch import save_file, save_model
     path = Path(folder)/f"step-{state.step:08d}"
     path.parent.mkdir(parents=True, exist_ok=True)
+    draws = {f"{process}.{kind}": tensor for process, states in
+             enumerate(random_states or [_random_states()]) for kind, tensor in states.items()}
     with atomic_folder(path, overwrite=True) as new:
         save_model(model, str(new/"model.safetensors"))
         save_file(_optimizer_tensors(optimizer), new/"optimizer.safetensors")
-        save_file(_random_states(), new/"random.safetensors")
+        save_file(draws, new/"random.safetensors")
         if best: save_file(best, new/"best.safetensors")
-        write_json(new/"state.json", {**asdict(state), "identity": identity})
+        write_json(new/"state.json", {**asdict(state), "identity": identity or {}})
         write_manifest(new)
     for old in _checkpoints(folder)[:-keep]: shutil.rmtree(old)
     return path
 
-def _checkpoints(folder): return sorted(p for p in Path(folder).glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
+def _checkpoints(folder):
+    found = Path(folder).glob("step-*")
+    return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
 
 # %% ../nbs/04_trainer.ipynb #c8532bdb
 def latest_checkpoint(folder:Path, # where checkpoints of a run live
-                     ) -> tuple[Path|None, list[str]]: # the newest whole one, and what was wrong with newer ones
+                     ) -> tuple[Path|None, list[str]]: # the newest whole one; what is wrong with newer
     "Find the newest checkpoint whose files are all as they were written."
     skipped = []
     for path in reversed(_checkpoints(folder)):
@@ -187,45 +225,109 @@ def latest_checkpoint(folder:Path, # where checkpoints of a run live
         else: return path, skipped
     return None, skipped
 
+# %% ../nbs/04_trainer.ipynb #0e555d6c
+def _check_identity(saved, now, path):
+    "Raise `ConfigError` that names what differs between the run of a checkpoint and this one."
+    names = [n for n in {**saved, **now} if saved.get(n) != now.get(n) and n not in _FREE]
+    if not names: return
+    said = [f"{n} was {saved.get(n)}, now it is {now.get(n)}" if n not in ("rows", "more") else
+            "other rows, or encoded in another way" for n in names]
+    remedy = "resume with the same settings and rows, or choose another folder"
+    if "num_train_epochs" in names:
+        remedy += "; the learning rate falls over all planned epochs, so more of them are a new run"
+    raise ConfigError("the checkpoint belongs to a run with other settings or other rows: "
+                      + "; ".join(dict.fromkeys(said)), where=str(path), remedy=remedy)
+
+_FREE = ("save_steps", "save_total_limit", "early_stopping_patience")
+
 # %% ../nbs/04_trainer.ipynb #f7b6acd0
 def load_checkpoint(path:Path, # a whole checkpoint
                     model:nn.Module, # gets the weights
                     optimizer:torch.optim.Optimizer, # gets the moments
-                    identity:str="", # of the run that resumes
+                    identity:dict|None=None, # of the run that resumes
+                    process:int=0, # whose random states are put back
                    ) -> tuple[TrainingState, dict|None]: # state and best weights
-    "Put a run back to where `path` was written. Raises `ConfigError` when settings or data are not those of that run."
+    "Put a run back to where `path` was written. Raises `ConfigError`, `CheckpointError`."
     from safetensors.torch import load_file, load_model
     saved = read_json(path/"state.json")
-    if saved.pop("identity") != identity:
-        raise ConfigError("the checkpoint belongs to a run with other settings or other rows", where=str(path),
-                          remedy="resume with the same configuration and data, or choose another folder")
+    known = saved.pop("identity", None) if isinstance(saved, dict) else None
+    if not isinstance(known, dict) or not saved.keys() <= asdict(TrainingState()).keys():
+        raise CheckpointError("another version of the program wrote this checkpoint",
+                              where=str(path), remedy="resume with that version, or train again")
+    _check_identity(known, identity or {}, path)
     load_model(model, str(path/"model.safetensors"))
     _load_optimizer(optimizer, load_file(path/"optimizer.safetensors"))
-    _set_random_states(load_file(path/"random.safetensors"))
-    best = load_file(path/"best.safetensors") if (path/"best.safetensors").exists() else None
-    return TrainingState(**saved), best
+    draws, mine = load_file(path/"random.safetensors"), f"{process}."
+    states = {name.removeprefix(mine): t for name, t in draws.items() if name.startswith(mine)}
+    _set_random_states(states, next(model.parameters()).device)
+    there = (path/"best.safetensors").exists()
+    return TrainingState(**saved), load_file(path/"best.safetensors") if there else None
 
 # %% ../nbs/04_trainer.ipynb #8dec5637
-def keep_freed_memory() -> bool: # whether this system has the setting
-    "Tell glibc to keep freed memory for the next tensor (mallopt: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD). Speed only, no effect on results."
-    if not sys.platform.startswith("linux"): return False
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"): return False
-    return bool(libc.mallopt(-3, 1 << 30) and libc.mallopt(-1, (1 << 31) - 1))
+@contextlib.contextmanager
+def keep_freed_memory():
+    "While the block runs, glibc keeps freed memory for the next tensor: speed, no other effect."
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    known = hasattr(libc, "mallopt")
+    if known: _set_malloc(libc, 1 << 30, (1 << 31) - 1)
+    try: yield known
+    finally:
+        if known:
+            _set_malloc(libc, 32 << 20, 64 << 20)
+            libc.malloc_trim(0)
+
+def _set_malloc(libc, mmap_threshold, trim_threshold):
+    "M_MMAP_THRESHOLD is -3 and M_TRIM_THRESHOLD is -1 in malloc.h; both in bytes."
+    libc.mallopt(-3, mmap_threshold)
+    libc.mallopt(-1, trim_threshold)
+
+# %% ../nbs/04_trainer.ipynb #86d5cbfd
+@contextlib.contextmanager
+def _own_accelerator():
+    "An `Accelerator` that no earlier trainer and no environment variable has set up."
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+    from accelerate.utils import GradientAccumulationPlugin
+    shared = AcceleratorState._shared_state, GradientState._shared_state
+    before = [dict(settings) for settings in shared]
+    for settings in shared: settings.clear()
+    once = GradientAccumulationPlugin(num_steps=1)
+    try: yield Accelerator(mixed_precision="no", gradient_accumulation_plugin=once)
+    finally:
+        for settings, values in zip(shared, before):
+            settings.clear()
+            settings.update(values)
+
+# %% ../nbs/04_trainer.ipynb #31aad426
+@contextlib.contextmanager
+def _faster_on_cpu(model, device):
+    "Dropout by bytes and kept memory while the block runs on a processor."
+    if device.type != "cpu":
+        yield
+        return
+    layers = [(parent, name, child) for parent in model.modules()
+              for name, child in parent.named_children() if isinstance(child, nn.Dropout)]
+    use_byte_dropout(model)
+    try:
+        with keep_freed_memory(): yield
+    finally:
+        for parent, name, layer in layers: setattr(parent, name, layer.train(parent.training))
 
 # %% ../nbs/04_trainer.ipynb #e01127f1
 class _Progress:
     "A bar with loss, rows a second and the time left; silent when not wanted."
     def __init__(self, total, done, show):
         from tqdm import tqdm
-        self.bar = tqdm(total=total, initial=done, disable=not show, unit="step", bar_format="{desc}{percentage:3.0f}% |{bar:24}| {n}/{total} steps{postfix}, {remaining} left")
+        said = "{desc}{percentage:3.0f}% |{bar:24}| {n}/{total} steps{postfix}, {remaining} left"
+        self.bar = tqdm(total=total, initial=done, disable=not show, unit="step", bar_format=said)
         self.start, self.rows = time.perf_counter(), 0
 
     def update(self, state, rows):
         self.rows += rows
-        recent = state.history[-20:]
+        recent = [h["loss"] for h in state.history[-20:]]
+        speed = self.rows/(time.perf_counter() - self.start)
         self.bar.set_description_str(f"epoch {state.epoch + 1} ", refresh=False)
-        self.bar.postfix = f"loss {sum(h['loss'] for h in recent)/len(recent):.3f}, {self.rows/(time.perf_counter() - self.start):.1f} rows/s"
+        self.bar.postfix = f"loss {sum(recent)/max(1, len(recent)):.3f}, {speed:.1f} rows/s"
         self.bar.update()
 
     def close(self): self.bar.close()
@@ -233,172 +335,318 @@ class _Progress:
 # %% ../nbs/04_trainer.ipynb #b6e07264
 class _Step:
     "One update of the weights: forward and backward passes, division, clipping, the optimizer."
-    def __init__(self, accelerator, model, optimizer, loss, collate, config, dtype):
-        self.accelerator, self.model, self.optimizer, self.loss, self.collate, self.config, self.dtype = accelerator, model, optimizer, loss, collate, config, dtype
+    def __init__(self, accelerator, model, optimizer, trainer, dtype):
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.loss, self.collate = trainer.loss, trainer.collate
+        self.max_grad_norm, self.dtype = trainer.config.max_grad_norm, dtype
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def autocast(self): return torch.autocast(self.accelerator.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
-
     def __call__(self, parts, fetch, factor):
-        "`parts`: rows of each forward pass; `fetch(row)`: its features; `factor`: share of the peak learning rate."
-        totals = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        for i, part in enumerate(parts):
-            last = i == len(parts) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                totals += self.backward(part, fetch)
-        total_loss, targets = self.accelerator.reduce(totals, "sum").tolist()
-        norm = scale_gradients(self.parameters, targets/self.accelerator.num_processes, self.config.max_grad_norm)
-        if not math.isfinite(norm) or not math.isfinite(total_loss): self.fail(parts, "gradient")
+        "`parts`: rows of each pass; `fetch(row)`: features; `factor`: of the peak learning rate."
+        passes = [self.backward(rows, fetch, i == len(parts) - 1) for i, rows in enumerate(parts)]
+        sums = self.accelerator.reduce(torch.stack(passes).sum(0), "sum").tolist()
+        loss, targets, broken = sums
+        if broken: self.fail([part for part, p in zip(parts, passes) if p[2]], "loss")
+        if not targets: return self.optimizer.zero_grad()
+        share = targets/self.accelerator.num_processes  # gradients are means over processes
+        norm = scale_gradients(self.parameters, share, self.max_grad_norm)
+        if not math.isfinite(norm): self.fail(parts, "gradient")
         for group in self.optimizer.param_groups: group["lr"] = group["initial_lr"]*factor
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return total_loss/targets, norm
+        return dict(loss=loss/targets, grad_norm=norm)
 
-    def backward(self, part, fetch):
-        batch = {k: v.to(self.accelerator.device) for k, v in self.collate([fetch(row) for row in part]).items()}
-        with self.autocast(): loss, targets = self.loss(self.model, batch)
-        if not torch.isfinite(loss): self.fail([part], "loss")
-        self.accelerator.backward(loss)
-        return torch.tensor([loss.item(), float(targets)], dtype=torch.float64, device=loss.device)
+    def backward(self, rows, fetch, last):
+        "Gradients of one pass; its loss, its targets, and 1 where the loss is not finite."
+        device = self.accelerator.device
+        batch = {k: v.to(device) for k, v in self.collate([fetch(row) for row in rows]).items()}
+        half = torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            with half: loss, targets = self.loss(self.model, batch)
+            self.accelerator.backward(loss)
+        exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        numbers = loss.detach(), torch.as_tensor(targets, device=device), ~loss.detach().isfinite()
+        return torch.stack([number.to(exact) for number in numbers])
 
     def fail(self, parts, what):
-        self.optimizer.zero_grad()
-        rows = sorted(row for part in parts for row in part)
-        raise TrainingError(f"the {what} is not a finite number; the weights are as they were before this step", where=f"training rows {rows[:20]}{' ...' if len(rows) > 20 else ''}",
-                            remedy="look at these rows for broken input; if they are fine, lower learning_rate")
+        _fail(self.accelerator, self.optimizer, parts, what)
+
+# %% ../nbs/04_trainer.ipynb #83d6af68
+def _fail(accelerator, optimizer, parts, what):
+    "Every process raises the same error: the rows of all that found something."
+    from accelerate.utils import gather_object
+    optimizer.zero_grad()
+    rows = sorted(gather_object([row for part in parts for row in part]))
+    some = ", ".join(map(str, rows[:20])) + (" ..." if len(rows) > 20 else "")
+    raise TrainingError(
+        f"the {what} is not a finite number; the weights are as they were before this step",
+        where=f"training rows {some} (the first is 0)",
+        remedy="look at these rows for broken input; if they are fine, lower learning_rate")
+
+# %% ../nbs/04_trainer.ipynb #6650871b
+def check_best_metric(config:TrainingConfig, # names the metric that chooses the best epoch
+                      directions:dict[str, bool]|None=None, # metrics, and whether more is better
+                      measured:bool=True, # whether anything is measured
+                     ) -> bool|None: # whether more is better; None where no metric was named
+    "Say in which direction the best epoch lies. Raises `ConfigError` for an unknown metric."
+    name, where = config.metric_for_best_model, "metric_for_best_model"
+    if name is None: return None
+    if not measured:
+        raise ConfigError(f"there is nothing to measure {name!r} on", where=where,
+                          remedy="pass evaluate, or validation rows, or name no metric")
+    more, known = config.greater_is_better, directions or {}
+    if not known: return more if more is not None else not name.endswith("loss")
+    if name not in known:
+        near = difflib.get_close_matches(name.removeprefix("eval_"), known, 1, 0.3)
+        said = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"there is no metric {name!r}", where=where,
+                          remedy=f"{said}there are: {', '.join(known)}")
+    if more not in (None, known[name]):
+        better = "more" if known[name] else "less"
+        raise ConfigError(f"of {name}, {better} is better", where="greater_is_better",
+                          remedy="leave it out")
+    return known[name]
+
+# %% ../nbs/04_trainer.ipynb #9725daf7
+class _Best:
+    "The best weights so far. A metric that is not a number never wins."
+    def __init__(self, name, more_is_better):
+        self.name, self.more, self.weights = name, more_is_better, None
+
+    def update(self, state, values, model):
+        if self.name is None: return
+        if self.name not in values:
+            raise ConfigError(f"evaluate returned no {self.name!r}", where="metric_for_best_model",
+                              remedy=f"it returned: {', '.join(values)}")
+        new, old = values[self.name], state.best
+        if math.isfinite(new) and (old is None or (new > old if self.more else new < old)):
+            state.best, state.best_step, state.since_best = new, state.step, 0
+            self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        else: state.since_best += 1
+
+# %% ../nbs/04_trainer.ipynb #c7bab208
+class _Rows:
+    "The rows of a run: which of them make a step, and what augmentation makes of each."
+    def __init__(self, features, trainer, processes):
+        self.features, self.config, self.augment = features, trainer.config, trainer.augment
+        self.processes, self.lengths = processes, [len(f["input_ids"]) for f in features]
+        self.total = len(self.steps(0))*self.config.num_train_epochs
+
+    def steps(self, epoch): return plan_epoch(self.lengths, self.config, epoch, self.processes)
+
+    def fetch(self, epoch):
+        "A function from the number of a row to its features in this epoch."
+        if not self.augment: return self.features.__getitem__
+        def augmented(row):
+            rng = np.random.default_rng(row_seed(self.config.seed, epoch, row))
+            return self.augment(self.features[row], rng)
+        return augmented
+
+# %% ../nbs/04_trainer.ipynb #41a781d1
+class _Checkpoints:
+    "Finds and writes the checkpoints of one run; `messages` tell what a reader should know."
+    def __init__(self, trainer, identity, accelerator):
+        self.folder, self.keep = trainer.checkpoints, trainer.config.save_total_limit
+        self.identity, self.accelerator, self.messages = identity, accelerator, []
+
+    def find(self, resume):
+        "The checkpoint to go on from, or None."
+        if self.folder is None: return _refuse_resume() if resume else None
+        if self.folder.is_dir() and self.accelerator.is_main_process:
+            remove_leftovers(self.folder, "step-")
+        self.accelerator.wait_for_everyone()
+        if _checkpoints(self.folder) and not resume: _refuse_start(self.folder)
+        path, skipped = latest_checkpoint(self.folder)
+        self.messages += [f"skipped a damaged checkpoint: {why}" for why in skipped]
+        if skipped and not path: _refuse_damaged(skipped, self.folder)
+        if resume and not path:
+            self.messages.append(f"no checkpoint in {self.folder}: the run began anew")
+        return path
+
+    def save(self, run):
+        from accelerate.utils import gather_object
+        if self.folder is None: return
+        draws = gather_object([_random_states(self.accelerator.device)])
+        try:
+            if self.accelerator.is_main_process:
+                save_checkpoint(self.folder, run.model, run.optimizer, run.state, self.identity,
+                                run.best.weights, self.keep, draws)
+        except OSError as e:
+            self.messages.append(f"no checkpoint after step {run.state.step}: {e}")
+        self.accelerator.wait_for_everyone()
+
+# %% ../nbs/04_trainer.ipynb #70a55b53
+def _refuse_resume():
+    raise ConfigError("resume=True needs a folder of checkpoints", where="Trainer.fit",
+                      remedy="pass checkpoints=FOLDER to the trainer")
+
+def _refuse_start(folder):
+    raise ConfigError("the folder already holds checkpoints", where=str(folder),
+                      remedy="pass resume=True to go on from them, or choose another folder")
+
+def _refuse_damaged(skipped, folder):
+    raise CheckpointError(f"no checkpoint is whole: {skipped[0]}", where=str(folder),
+                          remedy="restore one from a copy, or choose another folder")
+
+# %% ../nbs/04_trainer.ipynb #470617a6
+def _optimizer(model, config):
+    "AdamW; `initial_lr` of each group keeps its peak."
+    groups = parameter_groups(model, config.learning_rate, config.weight_decay,
+                              config.head_learning_rate)
+    if not groups:
+        raise ConfigError("no weight of this model may be trained", where=type(model).__name__,
+                          remedy="set requires_grad for some")
+    return torch.optim.AdamW([{**g, "initial_lr": g["lr"]} for g in groups], fused=True)
+
+def _number_format(config, device):
+    if config.bf16 is not None: return "bfloat16" if config.bf16 else "float32"
+    return str(pick_dtype(device.type)).removeprefix("torch.")
+
+# %% ../nbs/04_trainer.ipynb #ffedcd8e
+class _Run:
+    "One call of `Trainer.fit`: what it works with, and where it is."
+    def __init__(self, trainer, features, accelerator, identity):
+        self.trainer, self.config, self.accelerator = trainer, trainer.config, accelerator
+        processes, device = accelerator.num_processes, accelerator.device
+        _check_features(features, processes)
+        set_seed(self.config.seed + accelerator.process_index)
+        self.rows = _Rows(features, trainer, processes)
+        self.model = trainer.model.to(device)
+        self.wrapped = accelerator.prepare_model(self.model)
+        self.optimizer = _optimizer(self.model, self.config)
+        self.best = _Best(self.config.metric_for_best_model, trainer.more_is_better)
+        self.state = TrainingState(device=device.type, processes=processes)
+        self.state.dtype = _number_format(self.config, device)
+        data = dict(rows=fingerprint(str(self.rows.lengths)), more=identity, processes=processes)
+        self.checkpoints = _Checkpoints(trainer, asdict(self.config) | data, accelerator)
+
+    def begin(self, resume):
+        "Go on from a checkpoint, where there is one; with the number format it was begun with."
+        if path := self.checkpoints.find(resume):
+            self.state, self.best.weights = load_checkpoint(
+                path, self.model, self.optimizer, self.checkpoints.identity,
+                self.accelerator.process_index)
+            said = f"resumed after step {self.state.step} from {path.name}"
+            self.checkpoints.messages.append(said)
+        self.step = _Step(self.accelerator, self.wrapped, self.optimizer, self.trainer,
+                          getattr(torch, self.state.dtype))
+        show = self.trainer.progress and self.accelerator.is_main_process
+        self.bar = _Progress(self.rows.total, self.state.step, show)
+
+    def finished(self):
+        patience = self.config.early_stopping_patience
+        waited = patience is not None and self.state.since_best >= patience
+        return waited or self.state.epoch >= self.config.num_train_epochs
+
+# %% ../nbs/04_trainer.ipynb #d9673fb1
+def _check_features(features, processes):
+    "There must be rows, each must have tokens, and each process must get one."
+    empty = [i for i, row in enumerate(features) if not len(row["input_ids"])]
+    what, remedy = None, "leave them out"
+    if not features: what, remedy = "there are no rows to train on", "pass at least one encoded row"
+    elif empty: what = f"{len(empty):,} rows have no token, the first is row {empty[0]}"
+    elif len(features) < processes:
+        what, remedy = f"{processes} processes cannot share {len(features)} rows", "use fewer"
+    if what: raise ConfigError(what, where="Trainer.fit", remedy=remedy)
+
+# %% ../nbs/04_trainer.ipynb #d887e18f
+def _update(run, rows):
+    "Do one step, and count what it cost."
+    state, config, start = run.state, run.config, time.perf_counter()
+    factor = learning_rate_factor(state.step, run.rows.total, config)
+    parts = split_step(rows, config.per_device_train_batch_size,
+                       run.accelerator.process_index, run.accelerator.num_processes)
+    done = run.step(parts, run.rows.fetch(state.epoch), factor)
+    state.step, state.position = state.step + 1, state.position + 1
+    rate = config.learning_rate*factor
+    if done: state.history.append(dict(step=state.step, **done, learning_rate=rate))
+    else: state.untaught += rows
+    _count(run, rows, time.perf_counter() - start)
+
+def _count(run, rows, seconds):
+    state, lengths = run.state, [run.rows.lengths[row] for row in rows]
+    state.seconds, state.rows = state.seconds + seconds, state.rows + len(rows)
+    state.tokens += sum(lengths)
+    if hasattr(run.model, "config"): state.flops += training_flops(run.model, lengths)
+    run.bar.update(state, len(rows))
+
+# %% ../nbs/04_trainer.ipynb #4233ee31
+def _measure(run):
+    "Evaluate after an epoch, and remember the best weights."
+    if not run.trainer.evaluate: return
+    try:
+        with torch.random.fork_rng(): values = run.trainer.evaluate(run.model)
+        values = {name: float(value) for name, value in values.items()}
+        run.best.update(run.state, values, run.model)
+    except BaseException: # somebody may also press Ctrl-C here
+        run.checkpoints.save(run)
+        raise
+    run.state.evaluations.append({"step": run.state.step, **values})
+
+# %% ../nbs/04_trainer.ipynb #8de45520
+def _end(run):
+    "Put the best weights back, and say what has to be said."
+    if run.best.weights: run.model.load_state_dict(run.best.weights)
+    run.model.eval()
+    untaught, messages = sorted({*run.state.untaught}), run.checkpoints.messages
+    if untaught:
+        some = ", ".join(map(str, untaught[:10])) + (" ..." if len(untaught) > 10 else "")
+        messages.append(f"steps without a target made no update: training rows {some}")
+    if run.best.name and run.state.best is None:
+        messages.append(f"{run.best.name} was never a number: the weights are those of the end")
+    return TrainingResult(run.state, messages)
 
 # %% ../nbs/04_trainer.ipynb #4dfa7ee4
 class Trainer:
-    "Train `model` on encoded rows. It knows no task and no metric: `loss`, `collate` and `evaluate` are handed to it."
+    "Train `model` on encoded rows. What a task means comes in as `loss`, `collate` and `evaluate`."
     def __init__(self,
                  model:nn.Module, # trained in place
-                 loss:Callable, # (model, batch) -> (sum of the losses of all targets, number of targets)
+                 loss:Callable, # (model, batch) -> (sum of the losses of all targets, their number)
                  collate:Callable, # list of features -> batch, a dict of tensors
                  config:TrainingConfig=TrainingConfig(), # settings
                  *,
                  evaluate:Callable|None=None, # model -> dict of numbers, called after each epoch
-                 augment:Callable|None=None, # (features, numpy Generator) -> features; drawn anew for each epoch and row
-                 checkpoints:str|Path|None=None, # folder for checkpoints; none are written when None
+                 directions:dict[str, bool]|None=None, # of those numbers: whether more is better
+                 augment:Callable|None=None, # (features, generator) -> features, each epoch anew
+                 checkpoints:str|Path|None=None, # folder for them; none are written when None
                  progress:bool=False, # show a progress bar on the terminal
                 ):
-        if config.metric_for_best_model and not evaluate:
-            raise ConfigError("metric_for_best_model needs something to measure", where="Trainer", remedy="pass evaluate, or validation rows")
+        self.more_is_better = check_best_metric(config, directions, evaluate is not None)
         self.model, self.loss, self.collate, self.config = model, loss, collate, config
-        self.evaluate, self.augment, self.checkpoints, self.progress = evaluate, augment, checkpoints and Path(checkpoints), progress
+        self.evaluate, self.augment, self.progress = evaluate, augment, progress
+        self.checkpoints = Path(checkpoints) if checkpoints else None
 
     def fit(self,
             features:list[dict], # encoded rows; `input_ids` gives their length
             *,
-            resume:bool=False, # go on from the newest whole checkpoint in `checkpoints`
-            identity:str="", # what else the run depends on, such as a hash of the rows; a resume compares it
+            resume:bool=False, # go on from the newest whole checkpoint, where there is one
+            identity:str="", # what else the run depends on, such as a hash of the rows
            ) -> "TrainingResult": # what happened; the model is trained in place
-        "Train. Raises `TrainingError` on a loss that is not finite, `ConfigError` when checkpoints of another run are in the way."
-        if not features: raise ConfigError("there are no rows to train on", where="Trainer.fit", remedy="pass at least one encoded row")
-        run = _Run(self, features, identity)
-        run.start(resume)
-        try:
-            while not run.finished(): run.epoch()
-        finally: run.bar.close()
-        return run.end()
+        "Train. Raises `TrainingError` for a broken step, `ConfigError`, `CheckpointError`."
+        with _own_accelerator() as accelerator, _faster_on_cpu(self.model, accelerator.device):
+            run = _Run(self, features, accelerator, identity)
+            run.begin(resume)
+            with contextlib.closing(run.bar):
+                while not run.finished(): self._epoch(run)
+            return _end(run)
 
-# %% ../nbs/04_trainer.ipynb #ffedcd8e
-class _RunStart:
-    "The first half of one call of `Trainer.fit`: the plan, the optimizer, begin or resume."
-    def __init__(self, trainer, features, identity):
-        from accelerate import Accelerator
-        self.trainer, self.config, self.features = trainer, trainer.config, features
-        self.lengths = [len(f["input_ids"]) for f in features]
-        self.identity = json.dumps([asdict(self.config), self.lengths, identity], sort_keys=True)
-        self.accelerator, self.state, self.best, self.messages = Accelerator(), TrainingState(), None, []
-        self.plan = lambda epoch: plan_epoch(self.lengths, self.config, epoch, self.accelerator.num_processes)
-        self.total = len(self.plan(0))*self.config.num_train_epochs
-
-    def start(self, resume):
-        set_seed(self.config.seed + self.accelerator.process_index)
-        model, on_cpu = self.trainer.model, self.accelerator.device.type == "cpu"
-        if on_cpu: use_byte_dropout(model), keep_freed_memory()
-        groups = parameter_groups(model, self.config.learning_rate, self.config.weight_decay, self.config.head_learning_rate)
-        for group in groups: group["initial_lr"] = group["lr"]
-        optimizer = torch.optim.AdamW(groups, fused=True)
-        model.to(self.accelerator.device)
-        self.wrapped = self.accelerator.prepare_model(model)
-        self.optimizer = optimizer
-        if self.trainer.checkpoints: self.find_checkpoint(resume)
-        if not self.state.dtype: self.state.dtype = self.pick_dtype()  # a resumed run keeps its own
-        self.state.processes = self.accelerator.num_processes
-        self.step = _Step(self.accelerator, self.wrapped, optimizer, self.trainer.loss, self.trainer.collate, self.config, getattr(torch, self.state.dtype))
-        self.bar = _Progress(self.total, self.state.step, self.trainer.progress and self.accelerator.is_main_process)
-
-    def pick_dtype(self):
-        if self.config.bf16 is not None: return "bfloat16" if self.config.bf16 else "float32"
-        return str(pick_dtype(self.accelerator.device.type)).removeprefix("torch.")
-
-    def find_checkpoint(self, resume):
-        folder = self.trainer.checkpoints
-        if not resume and _checkpoints(folder):
-            raise ConfigError("the folder already holds checkpoints", where=str(folder), remedy="pass resume=True to go on from them, or choose another folder")
-        path, skipped = latest_checkpoint(folder)
-        self.messages += [f"skipped a damaged checkpoint: {why}" for why in skipped]
-        if path: self.state, self.best = load_checkpoint(path, self.trainer.model, self.optimizer, self.identity)
-        if path: self.messages.append(f"resumed after step {self.state.step} from {path.name}")
-
-    def finished(self):
-        patience = self.config.early_stopping_patience
-        return self.state.step >= self.total or bool(patience and self.state.since_best >= patience)
-
-# %% ../nbs/04_trainer.ipynb #d887e18f
-class _Run(_RunStart):
-    "The second half: epochs, evaluation, saving, the result."
-    def epoch(self):
-        state, config, steps = self.state, self.config, self.plan(self.state.epoch)
-        self.wrapped.train()
+    def _epoch(self, run):
+        state, steps, every = run.state, run.rows.steps(run.state.epoch), self.config.save_steps
+        run.wrapped.train()
         for rows in steps[state.position:]:
-            start, factor = time.perf_counter(), learning_rate_factor(state.step, self.total, config)
-            parts = split_step(rows, config.per_device_train_batch_size, self.accelerator.process_index, self.accelerator.num_processes)
-            loss, norm = self.step(parts, self.fetch, factor)
-            state.step, state.position = state.step + 1, state.position + 1
-            state.history.append(dict(step=state.step, loss=loss, grad_norm=norm, learning_rate=config.learning_rate*factor))
-            self.count(rows, time.perf_counter() - start)
-            if config.save_steps and state.step % config.save_steps == 0 and state.position < len(steps): self.save()
+            _update(run, rows)
+            if every and state.step % every == 0 and state.position < len(steps):
+                run.checkpoints.save(run)
+        _measure(run)
         state.epoch, state.position = state.epoch + 1, 0
-        if self.trainer.evaluate: self.measure()
-        self.save()
-
-    def fetch(self, row):
-        features, augment = self.features[row], self.trainer.augment
-        return augment(features, np.random.default_rng(row_seed(self.config.seed, self.state.epoch, row))) if augment else features
-
-    def count(self, rows, seconds):
-        lengths = [self.lengths[row] for row in rows]
-        self.state.seconds, self.state.rows, self.state.tokens = self.state.seconds + seconds, self.state.rows + len(rows), self.state.tokens + sum(lengths)
-        if hasattr(self.trainer.model, "config"): self.state.flops += training_flops(self.trainer.model, lengths)
-        self.bar.update(self.state, len(rows))
-
-    def measure(self):
-        with torch.random.fork_rng(): values = self.trainer.evaluate(self.trainer.model)
-        self.state.evaluations.append({"step": self.state.step, **values})
-        if not (name := self.config.metric_for_best_model): return
-        sign = 1 if self.config.greater_is_better else -1
-        if self.state.best is None or sign*values[name] > sign*self.state.best:
-            self.state.best, self.state.best_step, self.state.since_best = values[name], self.state.step, 0
-            self.best = {k: v.detach().clone() for k, v in self.trainer.model.state_dict().items()}
-        else: self.state.since_best += 1
-
-    def save(self):
-        if self.trainer.checkpoints and self.accelerator.is_main_process:
-            save_checkpoint(self.trainer.checkpoints, self.trainer.model, self.optimizer, self.state, self.identity, self.best, self.config.save_total_limit)
-
-    def end(self):
-        if self.best: self.trainer.model.load_state_dict(self.best)
-        self.trainer.model.eval()
-        return TrainingResult(self.state, self.messages)
+        run.checkpoints.save(run)
 
 # %% ../nbs/04_trainer.ipynb #d8c67abc
 @dataclass
 class TrainingResult:
     "What a training run did and what it cost."
     state:TrainingState # losses, evaluations, counters
-    messages:list[str] = field(default_factory=list) # what a reader should know: a resume, a damaged checkpoint
+    messages:list[str] = field(default_factory=list) # a resume, a damaged checkpoint, and the like
 
     @property
     def dtype(self): return self.state.dtype
@@ -410,10 +658,17 @@ class TrainingResult:
     def tokens_per_second(self): return self.state.tokens/max(self.state.seconds, 1e-9)
 
     @property
-    def mfu(self) -> float: # share of the matrix-product ceiling of all processes that was used, 0 to 1
-        return self.state.flops/max(self.state.seconds, 1e-9)/(self.state.processes*matmul_ceiling(getattr(torch, self.dtype)))
+    def mfu(self) -> float|None: # share of the matrix-product ceiling that was used; None: unknown
+        s = self.state
+        if not s.flops or s.device not in ("cpu", "cuda"): return None
+        ceiling = s.processes*matmul_ceiling(getattr(torch, s.dtype), s.device)
+        return s.flops/max(s.seconds, 1e-9)/ceiling
 
     def to_dict(self) -> dict: # numbers for a report
         s = self.state
-        return dict(steps=s.step, rows=s.rows, tokens=s.tokens, seconds=round(s.seconds, 1), rows_per_second=round(self.rows_per_second, 1), tokens_per_second=round(self.tokens_per_second),
-                    dtype=self.dtype, final_loss=s.history[-1]["loss"], evaluations=s.evaluations, best_step=s.best_step)
+        speed = dict(rows_per_second=round(self.rows_per_second, 1),
+                     tokens_per_second=round(self.tokens_per_second))
+        loss = s.history[-1]["loss"] if s.history else None
+        return dict(steps=s.step, rows=s.rows, tokens=s.tokens, seconds=round(s.seconds, 1), **speed,
+                    dtype=s.dtype, device=s.device, final_loss=loss, evaluations=s.evaluations,
+                    best_step=s.best_step)

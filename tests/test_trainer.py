@@ -79,13 +79,14 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
 
 
 class Words(nn.Module):
-    def __init__(self):
+    def __init__(self, dropout=0.0):
         super().__init__()
         self.words, self.head = nn.Embedding(20, 8), nn.Linear(8, 2)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids, mask):
         mask = mask.unsqueeze(-1)
-        return self.head((self.words(ids) * mask).sum(1) / mask.sum(1))
+        return self.head(self.dropout((self.words(ids) * mask).sum(1) / mask.sum(1)))
 
 
 def words_loss(model, batch):
@@ -185,30 +186,211 @@ def test_the_best_epoch_survives_a_resume(tmp_path):
     assert (result.state.best, result.state.best_step, len(result.state.evaluations)) == (0.9, 16, 4)
 
 
+def fit(config=TrainingConfig(learning_rate=0.05), rows=None, loss=words_loss, resume=False, dropout=0.3, **more):
+    "Train a fresh model; the model and what was said of it."
+    torch.manual_seed(0)
+    model = Words(dropout)
+    return model, Trainer(model, loss, collate, config, **more).fit(rows or words_rows(), resume=resume)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_what_an_earlier_trainer_and_the_environment_left_behind_changes_nothing(monkeypatch):
+    alone, _ = fit()
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    from accelerate import Accelerator
+
+    before = Accelerator()
+    beside, result = fit(TrainingConfig(learning_rate=0.05, bf16=False))
+    assert same(alone, beside) and result.dtype == "float32"
+    assert (before.mixed_precision, before.gradient_accumulation_steps) == ("bf16", 4)
+    before.state._reset_state()
+    before.gradient_state._reset_state()
+
+
+def test_a_step_without_targets_makes_no_update_and_is_said():
+    rows = words_rows(64)
+    for i in range(16):  # of one length, so that they make a step
+        rows[i] = dict(input_ids=[1] * 40, labels=-100)
+
+    def loss(model, batch):
+        logits, asked = model(batch["input_ids"], batch["attention_mask"]), batch["labels"] != -100
+        return nn.functional.cross_entropy(logits[asked], batch["labels"][asked], reduction="sum"), int(asked.sum())
+
+    model, result = fit(TrainingConfig(num_train_epochs=1, warmup_steps=0), rows, loss)
+    assert len(result.state.history) == 3 and result.state.step == 4
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert any("without a target" in m and "0, 1, 2" in m for m in result.messages)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_the_callers_layers_come_back(stops):
+    model = Words(dropout=0.1)
+    own, p = model.dropout, model.dropout.p
+
+    def loss(model, batch):
+        assert model.dropout is not own  # the faster one, while training
+        if stops:
+            raise KeyboardInterrupt
+        return words_loss(model, batch)
+
+    try:
+        Trainer(model, loss, collate, TrainingConfig(num_train_epochs=1)).fit(words_rows())
+    except KeyboardInterrupt:
+        pass
+    assert model.dropout is own and own.p == p and own.training == model.training == stops
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path):
+    import socket
+
+    left = tmp_path / f".step-00000003.{socket.gethostname()}-999999999-abc"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    fit(TrainingConfig(num_train_epochs=1), checkpoints=tmp_path)
+    assert not left.exists() and list(tmp_path.iterdir())
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_training(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    alone, _ = fit()
+    monkeypatch.setattr(trainer, "save_checkpoint", full)
+    beside, result = fit(checkpoints=tmp_path)
+    assert same(alone, beside) and "No space left" in result.messages[0]
+
+
+BEST = dict(num_train_epochs=4, metric_for_best_model="log_loss")
+
+
+@pytest.mark.parametrize("values, best_step", [([3.0, 1.0, 2.0, 4.0], 8), ([float("nan"), 3.0, float("nan"), 3.5], 8), ([float("nan")] * 4, None)])
+def test_less_of_a_loss_is_better_and_what_is_no_number_never_is(values, best_step):
+    left = iter(values)
+    _, result = fit(TrainingConfig(**BEST), evaluate=lambda model: {"log_loss": next(left)})
+    assert result.state.best_step == best_step
+    assert bool(result.messages) == (best_step is None)
+
+
+def test_an_unknown_metric_is_refused_before_the_first_step():
+    with pytest.raises(ConfigError, match="did you mean 'log_loss'"):
+        Trainer(Words(), words_loss, collate, TrainingConfig(**BEST | dict(metric_for_best_model="logloss")), evaluate=len, directions={"log_loss": False, "accuracy": True})
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_evaluation_that_fails_does_not_cost_the_epoch(tmp_path, error):
+    config, left = TrainingConfig(learning_rate=0.05, **BEST), iter([1.0, 2.0, 0.5, 3.0])
+    straight, whole = fit(config, evaluate=lambda model: {"log_loss": next(left)})
+
+    def failing(model):
+        raise error
+
+    with pytest.raises(error):
+        fit(config, evaluate=failing, checkpoints=tmp_path)
+    left = iter([1.0, 2.0, 0.5, 3.0])
+    resumed, result = fit(config, evaluate=lambda model: {"log_loss": next(left)}, checkpoints=tmp_path, resume=True)
+    assert "resumed after step 4" in result.messages[0]
+    assert same(straight, resumed) and result.state.evaluations == whole.state.evaluations
+
+
+@pytest.mark.parametrize("change", [dict(learning_rate=0.1), dict(num_train_epochs=5), dict(seed=1)])
+def test_a_changed_setting_is_named_by_a_resume(tmp_path, change):
+    fit(checkpoints=tmp_path)
+    name, value = next(iter(change.items()))
+    with pytest.raises(ConfigError, match=f"{name} was .*now it is {value}"):
+        fit(TrainingConfig(**dict(learning_rate=0.05) | change), checkpoints=tmp_path, resume=True)
+    fit(TrainingConfig(learning_rate=0.05, save_steps=2, save_total_limit=5), checkpoints=tmp_path, resume=True)
+
+
+def test_a_share_of_a_ceiling_that_is_not_known_is_not_given():
+    _, result = fit()
+    assert result.mfu is None and result.to_dict()["final_loss"] > 0  # this model has no count of operations
+    result.state.flops, result.state.device = 1e9, "mps"
+    assert result.mfu is None
+
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+          "--master-addr=127.0.0.1", "--master-port=0", "--rdzv-backend=c10d",
+          "--rdzv-endpoint=127.0.0.1:0"]
 PROCESSES = """
-import json, sys, torch
+import json, os, sys, torch
 sys.path.insert(0, sys.argv[1])
-from test_trainer import Words, collate, words_loss, words_rows
-from sftbook.trainer import Trainer, TrainingConfig
-torch.manual_seed(0)
-model = Words()
-result = Trainer(model, words_loss, collate, TrainingConfig(learning_rate=0.05, num_train_epochs=2, per_device_train_batch_size=int(sys.argv[3]))).fit(words_rows(50))
 from accelerate import PartialState
-if PartialState().is_main_process: json.dump([[h["loss"] for h in result.state.history], model.words.weight.tolist(), result.state.processes], open(sys.argv[2], "w"))
+from sftbook.core import SftbookError
+from sftbook.trainer import Trainer, TrainingConfig
+from test_trainer import Words, collate, words_loss, words_rows
+
+what, out, size, folder = sys.argv[2:]
+torch.manual_seed(0)
+model, rows, calls = Words(dropout=0.0 if what == "equal" else 0.5), words_rows(50), []
+if what == "broken":
+    for row in rows: row["input_ids"] = [i % 19 for i in row["input_ids"]]
+    rows[17]["input_ids"] = [19]
+    with torch.no_grad(): model.words.weight[19] = float("nan")
+
+def loss(model, batch):
+    calls.append(1)
+    if what == "killed" and len(calls) == 6: os._exit(1)
+    return words_loss(model, batch)
+
+config = TrainingConfig(learning_rate=0.05, num_train_epochs=2, per_device_train_batch_size=int(size))
+checkpoints = folder if folder != "none" else None
+trainer = Trainer(model, loss, collate, config, checkpoints=checkpoints)
+try: result = trainer.fit(rows, resume=what == "resumed")
+except SftbookError as e: said = str(e)
+else: said = [[h["loss"] for h in result.state.history], model.words.weight.tolist(), result.state.processes]
+json.dump(said, open(f"{out}.{PartialState().process_index}", "w"))
 if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 """
 
 
-def test_two_processes_of_eight_rows_are_one_of_sixteen(tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(PROCESSES, encoding="utf-8")
-    here, env = str(Path(__file__).parent), {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-    two = subprocess.run([sys.executable, *launch, str(script), here, str(tmp_path / "two.json"), "8"], env=env | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True)
-    assert two.returncode == 0, two.stderr
-    one = subprocess.run([sys.executable, str(script), here, str(tmp_path / "one.json"), "16"], env=env, capture_output=True, text=True)
-    assert one.returncode == 0, one.stderr
-    results = [json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json")]
-    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-4)
-    np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-4)
-    assert (results[0][2], results[1][2]) == (1, 2)  # the ceiling of MFU is that of all processes
+class Processes:
+    "Run the script above in one process or in two, and read what each of them wrote."
+    def __init__(self, home):
+        self.home = home
+        (home / "train.py").write_text(PROCESSES, encoding="utf-8")
+
+    def start(self, what, size, folder="none", processes=2):
+        launch = LAUNCH if processes == 2 else [sys.executable]
+        words = [str(Path(__file__).parent), what, str(self.home / what), str(size), str(folder)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        return subprocess.Popen([*launch, str(self.home / "train.py"), *words], env=env,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def read(self, process, what):
+        said = process.communicate(timeout=120)[0]
+        found = sorted(self.home.glob(f"{what}.*"))
+        assert process.returncode == 0 and found, said
+        return [json.loads(path.read_text(encoding="utf-8")) for path in found]
+
+    def run(self, what, *settings, **more):
+        return self.read(self.start(what, *settings, **more), what)
+
+
+@pytest.fixture
+def processes(tmp_path): return Processes(tmp_path)
+
+
+def test_two_processes_of_eight_rows_are_one_of_sixteen(processes):
+    two = processes.run("equal", 8)[0]
+    one = processes.run("equal", 16, processes=1)[0]
+    np.testing.assert_allclose(one[0], two[0], rtol=1e-4)
+    np.testing.assert_allclose(one[1], two[1], atol=1e-4)
+    assert (one[2], two[2]) == (1, 2)  # the ceiling of MFU is that of all processes
+
+
+def test_a_broken_loss_in_one_process_stops_both_with_the_same_words(processes):
+    said = processes.run("broken", 8)
+    assert said[0] == said[1] and "rows 17" in said[0], said
+
+
+def test_two_processes_that_were_killed_resume_bit_for_bit(processes, tmp_path):
+    straight, killed = processes.start("straight", 8), processes.start("killed", 8, tmp_path / "c")
+    assert killed.wait(timeout=120) and straight.wait(timeout=120) == 0
+    refused = processes.start("resumed", 16, tmp_path / "c", processes=1)
+    assert "processes was 2, now it is 1" in processes.read(refused, "resumed")[0]
+    straight = json.loads((tmp_path / "straight.0").read_text())
+    assert processes.run("resumed", 8, tmp_path / "c")[0] == straight
