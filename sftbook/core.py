@@ -148,7 +148,8 @@ def check_manifest(folder:str|Path, # with a `MANIFEST.json`
         if what: raise CheckpointError(f"{name} {what}", where=str(folder), remedy=remedy)
 
 def _checksums(folder):
-    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "MANIFEST.json")
+    own = Path(folder)/"MANIFEST.json" # a run may hold another run, with a manifest of its own
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p != own)
     return {p.relative_to(folder).as_posix(): sha256(p) for p in files}
 
 # %% ../nbs/00_core.ipynb #d14b5d57

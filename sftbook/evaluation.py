@@ -7,8 +7,9 @@ __all__ = ['METRICS', 'confusion_matrix', 'count_metrics', 'row_scores', 'calibr
            'fit_temperature', 'Interval', 'wilson_interval', 'bootstrap_interval', 'resample_counts', 'mean_interval',
            'PairedTest', 'paired_test', 'rows_to_see', 'MetricSpec', 'register_metric', 'load_metric',
            'metric_directions', 'Report', 'ClassificationMeter', 'meter_report', 'classification_report',
-           'entity_spans', 'entity_counts', 'entity_f1', 'entity_report', 'majority_baseline', 'linear_baseline',
-           'plot_confusion', 'plot_reliability', 'plot_learning_curve', 'plot_intervals', 'Mistakes', 'worst_mistakes']
+           'entity_spans', 'entity_counts', 'entity_f1', 'entity_report', 'majority_baseline', 'fit_tfidf',
+           'linear_baseline', 'plot_confusion', 'plot_reliability', 'plot_learning_curve', 'plot_intervals', 'Mistakes',
+           'worst_mistakes']
 
 # %% ../nbs/05_evaluation.ipynb #e88141ac
 import math
@@ -853,23 +854,35 @@ def majority_baseline(train_labels, # class ids of the training rows
     return np.full(n, np.bincount(_ids(train_labels, "train_labels")).argmax())
 
 # %% ../nbs/05_evaluation.ipynb #83a8c369
+def fit_tfidf(texts:list[str], # of the training rows
+             ): # a fitted `TfidfVectorizer` of scikit-learn
+    "TF-IDF of words and word pairs; of characters where texts have no spaces. Raises `DataError`."
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    spaced = sum(c.isspace() for text in texts for c in text) > 0.05*sum(map(len, texts))
+    vectors = TfidfVectorizer(analyzer="word" if spaced else "char", ngram_range=(1, 2),
+                              sublinear_tf=True)
+    try: return vectors.fit(texts)
+    except ValueError as e:
+        raise DataError(f"no words found in the texts: {e}", where="train_texts",
+                        remedy="give texts that are not empty") from e
+
+# %% ../nbs/05_evaluation.ipynb #53ae3a88
 def linear_baseline(train_texts, # texts of the training rows
                     train_labels, # their class ids
                     test_texts, # texts to answer
                    ) -> np.ndarray: # (test rows,) predicted ids
-    "TF-IDF of words and word pairs (of characters where texts have no spaces) and a linear support vector machine. Raises `DataError`."
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    "`fit_tfidf` and a linear support vector machine. Raises `DataError`."
     from sklearn.svm import LinearSVC
     texts, labels = list(train_texts), _ids(train_labels, "train_labels")
-    if len(texts) != len(labels): raise DataError(f"{len(texts):,} texts and {len(labels):,} labels", where="linear_baseline", remedy="give one label a text")
-    if len(set(labels.tolist())) < 2: raise DataError("only one class to learn from", where="train_labels", remedy="give rows of at least two classes")
-    characters = sum(map(len, texts)) or 1
-    spaced = sum(c.isspace() for text in texts for c in text)/characters > 0.05
-    words = dict(analyzer="word", ngram_range=(1, 2), sublinear_tf=True)
-    vectors = TfidfVectorizer(**words if spaced else words | dict(analyzer="char"))
-    try: features = vectors.fit_transform(texts)
-    except ValueError as e: raise DataError(f"no words found in the texts: {e}", where="train_texts", remedy="give texts that are not empty") from e
-    return LinearSVC(random_state=0).fit(features, labels).predict(vectors.transform(list(test_texts)))
+    if len(texts) != len(labels):
+        raise DataError(f"{len(texts):,} texts and {len(labels):,} labels",
+                        where="linear_baseline", remedy="give one label a text")
+    if len(set(labels.tolist())) < 2:
+        raise DataError("only one class to learn from", where="train_labels",
+                        remedy="give rows of at least two classes")
+    vectors = fit_tfidf(texts)
+    machine = LinearSVC(random_state=0).fit(vectors.transform(texts), labels)
+    return machine.predict(vectors.transform(list(test_texts)))
 
 # %% ../nbs/05_evaluation.ipynb #45398244
 _GREY = "#808080"
