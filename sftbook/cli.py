@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Text', 'Label', 'Merge', 'Delimiter', 'Longest', 'TestData', 'TestSize', 'ValidationSize', 'MinRows',
-           'Checkpoint', 'MaxLength', 'Epochs', 'BatchSize', 'Rate', 'Metric', 'Patience', 'Seed', 'Device', 'Bf16',
-           'Run', 'Output', 'Replace', 'Checkpoints', 'Resume', 'Answers', 'Sure', 'Config', 'main', 'fetch', 'train',
-           'evaluate', 'predict']
+           'Checkpoint', 'MaxLength', 'LongTexts', 'Weights', 'Unlabelled', 'Epochs', 'BatchSize', 'Rate', 'Metric',
+           'Patience', 'Seed', 'Device', 'Bf16', 'Run', 'Output', 'Replace', 'Checkpoints', 'Resume', 'Answers', 'Sure',
+           'Config', 'main', 'fetch', 'train', 'evaluate', 'predict']
 
 # %% ../nbs/08_cli.ipynb #b52b69be
 import contextlib
@@ -20,7 +20,6 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Optional
@@ -28,8 +27,7 @@ from typing import Annotated, Optional
 import typer
 from typer.core import TyperCommand
 
-from .core import (ConfigError, DataError, SftbookError, check_space, check_target,
-                          reserve_folder)
+from .core import ConfigError, DataError, SftbookError, check_target, reserve_folder
 
 # %% ../nbs/08_cli.ipynb #5e21c991
 class _Stopped(Exception):
@@ -147,7 +145,13 @@ MinRows = Annotated[int, _option("Rows", "classes with fewer rows are dropped", 
 # %% ../nbs/08_cli.ipynb #5793a00d
 Checkpoint = Annotated[str, _option(
     "Model", "what to start from: minilm (English), sftbook-zh (Chinese), a folder, or a hub id")]
-MaxLength = Annotated[int, _option("Model", "tokens read of each text", min=1)]
+MaxLength = Annotated[int, _option("Model", "tokens read of a text, or of a window", min=1)]
+LongTexts = Annotated[str, _option(
+    "Model", "what is read of longer texts: head, head+tail, or windows that vote")]
+Weights = Annotated[bool, _option(
+    "Training", "rows of rare classes weigh more", "--class-weights")]
+Unlabelled = Annotated[Optional[str], _option(
+    "Rows", "file with texts without labels, which the model learns to label itself")]
 Epochs = Annotated[int, _option("Training", "passes over the rows")]
 BatchSize = Annotated[int, _option("Training", "rows of one step")]
 Rate = Annotated[float, _option("Training", "peak learning rate")]
@@ -195,10 +199,13 @@ def _setting_problems(o):
               (o.validation_size or not (o.metric or o.patience),
                "--metric and --patience choose by validation rows: say --validation-size 0.1"),
               (o.checkpoints or not o.resume, "--resume needs --checkpoints, where to resume from"),
-              (o.device in _DEVICES, f"--device must be cpu, cuda or mps, not {o.device!r}")]
+              (o.device in _DEVICES, f"--device must be cpu, cuda or mps, not {o.device!r}"),
+              (o.long_texts in _LONG_TEXTS, f"--long-texts must be head, head+tail or windows, "
+                                            f"not {o.long_texts!r}")]
     return [what for right, what in checks if not right]
 
 _DEVICES = (None, "cpu", "cuda", "mps")
+_LONG_TEXTS = ("head", "head+tail", "windows")
 
 # %% ../nbs/08_cli.ipynb #d72d8d68
 def _folder_problems(o):
@@ -229,97 +236,6 @@ def _use_device(name):
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(name, True):
         raise ConfigError(f"there is no {name} here", where="--device", remedy="leave it out")
-
-# %% ../nbs/08_cli.ipynb #da50b435
-def _load(data, how, min_rows):
-    "Load rows, say what they are, and drop copies and rare classes."
-    from sftbook.corpora import load_rows
-    from sftbook.preprocessing import audit, deduplicate, drop_rare_classes
-    rows = load_rows(data, **how)
-    print(f"\nLooking at {data}\n\n{audit(rows)}\n{rows.info.description}", flush=True)
-    rows, dropped = deduplicate(rows)
-    print(f"dropped {dropped['duplicates']:,} copies and "
-          f"{dropped['label_conflicts']:,} rows whose copies carry another label;")
-    rows, rare = drop_rare_classes(rows, min_rows)
-    if rare: print(f"dropped {sum(rare.values()):,} rows of rare classes: {_some(rare)}")
-    if len(set(rows["label"])) > 1: return rows
-    raise DataError("without copies and contradictions, fewer than two classes are left",
-                    where=str(data), remedy="look at the label column")
-
-# %% ../nbs/08_cli.ipynb #47af57ab
-def _some(names, limit=5):
-    "A few names, and how many more there are."
-    shown = ", ".join(map(str, list(names)[:limit]))
-    return shown + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
-
-# %% ../nbs/08_cli.ipynb #c9231183
-def _without(rows, test):
-    "Training rows that are no copy or near-copy of a test row."
-    from sftbook.preprocessing import duplicate_clusters
-    clusters = duplicate_clusters([*test["text"], *rows["text"]])
-    tested = set(clusters[:len(test)].tolist())
-    kept = [i for i, cluster in enumerate(clusters[len(test):].tolist()) if cluster not in tested]
-    print(f"dropped {len(rows) - len(kept):,} rows that stand in the test file, or nearly")
-    return rows.select(kept)
-
-# %% ../nbs/08_cli.ipynb #b3043bc5
-def _prepare(data, text, label, merge_labels, max_characters, test_size, seed,
-             validation_size=0., test_data=None, min_rows=1, delimiter=None):
-    "Load, remove copies and split; says what was found. Training, validation and test rows."
-    from sftbook.corpora import load_rows
-    from sftbook.preprocessing import duplicate_clusters, split_notes, split_rows
-    how = dict(text=text, label=label, merge_labels=merge_labels, max_characters=max_characters,
-               delimiter=delimiter)
-    rows, test = _load(data, how, min_rows), None
-    if test_data:
-        test = load_rows(test_data, **how, labels=rows.features["label"].names)
-        rows = _without(rows, test)
-    sizes = dict(validation_size=validation_size, test_size=0. if test else test_size)
-    if not any(sizes.values()): return rows, None, test
-    clusters = duplicate_clusters(list(rows["text"]))
-    splits = split_rows(rows, clusters, seed=seed, **sizes)
-    for note in split_notes(rows, clusters, splits, **sizes): print(note)
-    validation = splits["validation"] if validation_size else None
-    return splits["train"], validation, test or splits["test"]
-
-# %% ../nbs/08_cli.ipynb #a4e065da
-def _fit(task, rows, validation, config, o):
-    "Fit the head on the frozen body, then fine-tune everything."
-    import torch
-    from sftbook.tasks import fine_tune, fit_head, pooled_features
-    torch.manual_seed(config.seed)
-    model = task.init_model()
-    weights = sum(p.numel()*p.element_size() for p in model.parameters())
-    check_space(o.output.resolve().parent, weights)
-    if o.checkpoints: # each holds the weights, two moments, and the best weights
-        o.checkpoints.mkdir(parents=True, exist_ok=True)
-        check_space(o.checkpoints, 4*weights*(config.save_total_limit + 1))
-    print("fitting the head on features of the frozen encoder ...", flush=True)
-    some = rows.shuffle(seed=config.seed).select(range(min(len(rows), 512))) # enough for a start
-    if len(set(some["label"])) > 1:
-        fit_head(model, pooled_features(task, model, some), some["label"])
-    tuned = fine_tune(task, rows, validation, config=config, model=model, checkpoints=o.checkpoints,
-                      resume=o.resume, progress=sys.stderr.isatty())
-    for message in tuned.result.messages: print(message)
-    if tuned.truncated: print(f"{tuned.truncated:,} of {len(rows):,} texts are longer than "
-                              f"{task.max_length} tokens and were cut there")
-    return tuned
-
-# %% ../nbs/08_cli.ipynb #d28b6794
-def _measure(task, tuned, train, test, seconds):
-    "The report on the test rows, with two baselines beside it."
-    from sftbook.core import hardware
-    from sftbook.evaluation import linear_baseline, majority_baseline
-    from sftbook.tasks import predict
-    print("\nmeasuring on the test rows ...\n", flush=True)
-    linear = linear_baseline(train["text"], train["label"], test["text"])
-    majority = majority_baseline(train["label"], len(test))
-    report = task.metrics(predict(task, tuned.model, test), test,
-                          baselines={"majority": majority, "TF-IDF + linear": linear})
-    report.extra = {"training": tuned.result.to_dict(), "truncated": tuned.truncated,
-                    "mfu": tuned.result.mfu and round(tuned.result.mfu, 2), "hardware": asdict(hardware()),
-                    "seconds_with_preparation": round(seconds, 1)}
-    return report
 
 # %% ../nbs/08_cli.ipynb #83164950
 def _save(output, overwrite, save:Callable):
@@ -376,7 +292,8 @@ def train(ctx:typer.Context,
           text:Text="text", label:Label="label", test_data:TestData=None, test_size:TestSize=0.3,
           validation_size:ValidationSize=0., min_rows:MinRows=1, merge_labels:Merge=False,
           delimiter:Delimiter=None, max_characters:Longest=100_000, checkpoint:Checkpoint="minilm",
-          max_length:MaxLength=256, epochs:Epochs=2, batch_size:BatchSize=16,
+          max_length:MaxLength=256, long_texts:LongTexts="head", unlabelled:Unlabelled=None,
+          class_weights:Weights=False, epochs:Epochs=2, batch_size:BatchSize=16,
           learning_rate:Rate=5e-5, metric:Metric=None, patience:Patience=None, seed:Seed=42,
           device:Device=None, bf16:Bf16=None,
           output:Output=Path("runs/latest"), overwrite:Replace=False, checkpoints:Checkpoints=None,
@@ -404,28 +321,31 @@ def _training_config(o):
 def _train(o):
     "All of `train`, once its options are checked and its place is reserved."
     from sftbook.model import check_max_length
-    from sftbook.tasks import TextClassification, save_run
-    config = _training_config(o)
+    from sftbook.recipes import TextClassificationRecipe, measure, prepare_rows, train_model
+    from sftbook.tasks import save_run
+    config, recipe = _training_config(o), TextClassificationRecipe(o)
     _use_device(o.device)
     check_max_length(o.checkpoint, o.max_length)
-    rows, validation, test = _prepare(
-        o.data, o.text, o.label, o.merge_labels, o.max_characters, o.test_size, o.seed,
-        o.validation_size, o.test_data, o.min_rows, o.delimiter)
+    rows, validation, test = prepare_rows(recipe)
     print(f"{len(rows):,} rows to train on, {len(test):,} put aside for the test, "
           "no near-duplicate on both sides\n", flush=True)
-    task = TextClassification.from_rows(rows, checkpoint=o.checkpoint, max_length=o.max_length)
-    start = time.perf_counter()
-    tuned = _fit(task, rows, validation, config, o)
-    report = _measure(task, tuned, rows, test, time.perf_counter() - start)
+    task, start = recipe.task(rows), time.perf_counter()
+    tuned = train_model(recipe, task, rows, validation, test, config)
+    report, parts = measure(recipe, task, tuned, rows, test, time.perf_counter() - start)
     files = {"run.toml": _run_file(vars(o))}
     _save(o.output, o.overwrite, lambda folder, replace: save_run(
-        folder, task, tuned.model, report, overwrite=replace, files=files))
+        folder, task, tuned.model, report, overwrite=replace, files=files, parts=parts))
     print(report)
-    print(_how_to_use(o.output))
+    print(_how_to_use(o.output, report))
 
 # %% ../nbs/08_cli.ipynb #6bfa9c72
-def _how_to_use(output):
-    return f"""
+def _how_to_use(output, report):
+    from sftbook.recipes import linear_is_as_good
+    linear = f"""
+The linear model is as good on these rows: {report.comparisons.get("TF-IDF + linear")}.
+It is a run of its own, small and fast: {output}/linear
+""" if linear_is_as_good(report) else ""
+    return f"""{linear}
 Saved in {output}. To use it:
 
   sftbook predict {output} "a text"

@@ -89,6 +89,7 @@ def _write_linear(folder, model, vectors):
     write_text(folder/"terms.json", json.dumps(kept, ensure_ascii=False))
     save_model(model, str(folder/"model.safetensors"))
 
+# %% ../nbs/06c_linear.ipynb #b3e75f13
 def _read_terms(path):
     "A `TfidfVectorizer` with the terms of a file."
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -101,6 +102,7 @@ def _read_terms(path):
     vectors.idf_ = np.array(kept["idf"])
     return vectors
 
+# %% ../nbs/06c_linear.ipynb #5c7c9a1b
 def _read_linear(folder, task):
     from safetensors.torch import load_model
     model = task.init_model()
@@ -130,6 +132,7 @@ def _scores(decisions):
     if decisions.ndim == 2: return decisions
     return np.stack([-decisions, decisions], 1)/2
 
+# %% ../nbs/06c_linear.ipynb #bf58ded8
 def _temperature(features, labels, folds=5):
     "Of scores of rows that were held out; 1 where a class has one row only."
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -141,6 +144,7 @@ def _temperature(features, labels, folds=5):
                              method="decision_function")
     return fit_temperature(_scores(held), np.unique(labels, return_inverse=True)[1])
 
+# %% ../nbs/06c_linear.ipynb #a337b152
 @torch.no_grad()
 def _set_weights(model, classes, weight, bias):
     "Weights of the classes that had rows; the others get none, and a score that does not win."

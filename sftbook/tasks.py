@@ -32,9 +32,42 @@ from .model import (check_max_length, head_inputs, init_classifier, load_model,
 from .preprocessing import encode_texts, fingerprint, length_batches, pad_batch
 from .trainer import Trainer, TrainingConfig, TrainingResult, check_best_metric
 
+# %% ../nbs/06_tasks.ipynb #6a5ae98e
+class _Saving:
+    "What a task does when a run of it is saved, loaded and used; for models of transformers."
+    library:ClassVar[str] = "transformers" # what opens a saved run
+
+    def as_rows(self, inputs):
+        "Texts that a user of a saved run gives to rows without labels. Raises `DataError`."
+        from datasets import Dataset
+        wrong = [(f"input {i}", f"this is {type(text).__name__}, not a text")
+                 for i, text in enumerate(inputs) if not isinstance(text, str)]
+        if wrong: raise DataError.from_problems(wrong, remedy="give a list of texts")
+        return Dataset.from_dict({"text": list(inputs)})
+
+    def usage(self) -> str:
+        "Arguments of a call of the pipeline, for the card."
+        return '"a text", truncation=True'
+
+    def example(self) -> str:
+        "Lines of Python that use a saved run, for the card."
+        return (f"from transformers import pipeline\n\n"
+                f'model = pipeline("{self.pipeline_tag}", "path/of/this/folder")\n'
+                f"model({self.usage()})")
+
+    def save_model(self, folder, model):
+        "Write the model and what else it needs to read rows."
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def load_model(self, folder):
+        "What `save_model` wrote, in evaluation mode; the task's checkpoint is that folder."
+        self.tokenizer # an unreadable one is found here, not at the first prediction
+        return _load_saved(folder)
+
 # %% ../nbs/06_tasks.ipynb #20e23c2f
 @dataclass
-class Task(ABC):
+class Task(_Saving, ABC):
     "What a task must answer. Subclasses are dataclasses whose fields can be written as JSON; they are known to `load_run` by their name."
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -61,36 +94,6 @@ class Task(ABC):
     def infer(self, model, batch): return model(**{k: v for k, v in batch.items() if k != "labels"}).logits
     def gather(self, predictions:list): return predictions
 
-    def as_rows(self, inputs):
-        "Texts that a user of a saved run gives to rows without labels. Raises `DataError`."
-        from datasets import Dataset
-        wrong = [(f"input {i}", f"this is {type(text).__name__}, not a text")
-                 for i, text in enumerate(inputs) if not isinstance(text, str)]
-        if wrong: raise DataError.from_problems(wrong, remedy="give a list of texts")
-        return Dataset.from_dict({"text": list(inputs)})
-
-    def usage(self) -> str:
-        "Arguments of a call of the pipeline, for the card."
-        return '"a text", truncation=True'
-
-    library:ClassVar[str] = "transformers" # what opens a saved run
-
-    def example(self) -> str:
-        "Lines of Python that use a saved run, for the card."
-        return (f"from transformers import pipeline\n\n"
-                f'model = pipeline("{self.pipeline_tag}", "path/of/this/folder")\n'
-                f"model({self.usage()})")
-
-    def save_model(self, folder, model):
-        "Write the model and what else it needs to read rows."
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-
-    def load_model(self, folder):
-        "What `save_model` wrote, in evaluation mode; the task's checkpoint is that folder."
-        self.tokenizer # an unreadable one is found here, not at the first prediction
-        return _load_saved(folder)
-
 _TASKS:dict[str, type] = {}
 
 # %% ../nbs/06_tasks.ipynb #5a88baed
@@ -114,6 +117,7 @@ def infer_rows(task:Task, # says how to encode, collate and infer
     model.train(training)
     return _vote(answers, features)
 
+# %% ../nbs/06_tasks.ipynb #e80d0b71
 def _vote(answers, features):
     "One answer a row: where a row has several features, their mean."
     if not features or "row" not in features[0]: return answers
@@ -669,16 +673,24 @@ def save_run(folder:str|Path, # where to; must not exist unless `overwrite`
              *,
              overwrite:bool=False, # replace a run that is there
              files:dict[str, str]|None=None, # more text files: name -> text
+             parts:dict[str, tuple]|None=None, # more runs inside: name -> (task, model, report)
             ) -> Path: # the folder
     "Save a run, whole or not at all. Raises `ConfigError` when the folder exists."
     with atomic_folder(folder, overwrite=overwrite) as new, quiet():
-        task.save_model(new, model)
-        write_json(new/"task.json", {**task_settings(task), "versions": _versions()})
-        write_json(new/"report.json", report.to_dict())
-        (new/"README.md").write_text(model_card(task, report), encoding="utf-8")
+        for name, (part, its_model, its_report) in (parts or {}).items():
+            (new/name).mkdir()
+            _write_run(new/name, part, its_model, its_report)
         for name, text in (files or {}).items(): (new/name).write_text(text, encoding="utf-8")
-        write_manifest(new)
+        _write_run(new, task, model, report)
     return Path(folder)
+
+# %% ../nbs/06_tasks.ipynb #5e3c20d5
+def _write_run(folder, task, model, report):
+    task.save_model(folder, model)
+    write_json(folder/"task.json", {**task_settings(task), "versions": _versions()})
+    write_json(folder/"report.json", report.to_dict())
+    (folder/"README.md").write_text(model_card(task, report), encoding="utf-8")
+    write_manifest(folder)
 
 # %% ../nbs/06_tasks.ipynb #54980d09
 def _versions():

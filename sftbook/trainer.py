@@ -60,6 +60,7 @@ _POSITIVE = ("learning_rate", "max_grad_norm")
 _NOT_NEGATIVE = ("head_learning_rate", "weight_decay", "warmup_steps")
 _MAY_BE_NONE = ("head_learning_rate", "save_steps", "early_stopping_patience")
 
+# %% ../nbs/04_trainer.ipynb #2efe72ed
 def _setting_problem(name, value):
     "What is wrong with a number, or None."
     if value is None and name in _MAY_BE_NONE: return None
@@ -86,6 +87,7 @@ def _check_config(c):
         raise ConfigError("; ".join(filter(None, wrong)), where="TrainingConfig",
                           remedy="correct these settings")
 
+# %% ../nbs/04_trainer.ipynb #0adabe65
 _DECAYS = {"linear": lambda left: left, "constant": lambda left: 1.,
            "cosine": lambda left: 0.5*(1 - math.cos(math.pi*left))}
 
@@ -164,6 +166,7 @@ def _optimizer_tensors(optimizer):
     states = optimizer.state_dict()["state"]
     return {f"{i}.{name}": value for i, state in states.items() for name, value in state.items()}
 
+# %% ../nbs/04_trainer.ipynb #fa919fd6
 def _load_optimizer(optimizer, tensors):
     state = {}
     for key, value in tensors.items():
@@ -179,6 +182,7 @@ def _random_states(device=torch.device("cpu")):
     if device.type != "cpu": states[device.type] = getattr(torch, device.type).get_rng_state()
     return states
 
+# %% ../nbs/04_trainer.ipynb #dfc11ec9
 def _set_random_states(states, device=torch.device("cpu")):
     torch.set_rng_state(states["cpu"])
     if device.type in states and device.type != "cpu":
@@ -210,6 +214,7 @@ def save_checkpoint(folder:Path, # where checkpoints of this run live
     for old in _checkpoints(folder)[:-keep]: shutil.rmtree(old)
     return path
 
+# %% ../nbs/04_trainer.ipynb #379c00f5
 def _checkpoints(folder):
     found = Path(folder).glob("step-*")
     return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
@@ -238,6 +243,7 @@ def _check_identity(saved, now, path):
     raise ConfigError("the checkpoint belongs to a run with other settings or other rows: "
                       + "; ".join(dict.fromkeys(said)), where=str(path), remedy=remedy)
 
+# %% ../nbs/04_trainer.ipynb #281c10a1
 _FREE = ("save_steps", "save_total_limit", "early_stopping_patience")
 
 # %% ../nbs/04_trainer.ipynb #f7b6acd0
@@ -276,6 +282,7 @@ def keep_freed_memory():
             _set_malloc(libc, 32 << 20, 64 << 20)
             libc.malloc_trim(0)
 
+# %% ../nbs/04_trainer.ipynb #6d555fb1
 def _set_malloc(libc, mmap_threshold, trim_threshold):
     "M_MMAP_THRESHOLD is -3 and M_TRIM_THRESHOLD is -1 in malloc.h; both in bytes."
     libc.mallopt(-3, mmap_threshold)
@@ -480,10 +487,12 @@ def _refuse_resume():
     raise ConfigError("resume=True needs a folder of checkpoints", where="Trainer.fit",
                       remedy="pass checkpoints=FOLDER to the trainer")
 
+# %% ../nbs/04_trainer.ipynb #d64f4515
 def _refuse_start(folder):
     raise ConfigError("the folder already holds checkpoints", where=str(folder),
                       remedy="pass resume=True to go on from them, or choose another folder")
 
+# %% ../nbs/04_trainer.ipynb #d226ab45
 def _refuse_damaged(skipped, folder):
     raise CheckpointError(f"no checkpoint is whole: {skipped[0]}", where=str(folder),
                           remedy="restore one from a copy, or choose another folder")
@@ -498,6 +507,7 @@ def _optimizer(model, config):
                           remedy="set requires_grad for some")
     return torch.optim.AdamW([{**g, "initial_lr": g["lr"]} for g in groups], fused=True)
 
+# %% ../nbs/04_trainer.ipynb #c76ab877
 def _number_format(config, device):
     if config.bf16 is not None: return "bfloat16" if config.bf16 else "float32"
     return str(pick_dtype(device.type)).removeprefix("torch.")
@@ -563,6 +573,7 @@ def _update(run, rows):
     else: state.untaught += rows
     _count(run, rows, time.perf_counter() - start)
 
+# %% ../nbs/04_trainer.ipynb #e4185d1f
 def _count(run, rows, seconds):
     state, lengths = run.state, [run.rows.lengths[row] for row in rows]
     state.seconds, state.rows = state.seconds + seconds, state.rows + len(rows)
@@ -596,6 +607,19 @@ def _end(run):
         messages.append(f"{run.best.name} was never a number: the weights are those of the end")
     return TrainingResult(run.state, messages)
 
+# %% ../nbs/04_trainer.ipynb #6a225a34
+def _epoch(run):
+    "All steps of an epoch that are left, the measurement, and a checkpoint."
+    state, steps, every = run.state, run.rows.steps(run.state.epoch), run.config.save_steps
+    run.wrapped.train()
+    for rows in steps[state.position:]:
+        _update(run, rows)
+        due = every and state.step % every == 0
+        if due and state.position < len(steps): run.checkpoints.save(run)
+    _measure(run)
+    state.epoch, state.position = state.epoch + 1, 0
+    run.checkpoints.save(run)
+
 # %% ../nbs/04_trainer.ipynb #4dfa7ee4
 class Trainer:
     "Train `model` on encoded rows. What a task means comes in as `loss`, `collate` and `evaluate`."
@@ -627,19 +651,8 @@ class Trainer:
             run = _Run(self, features, accelerator, identity)
             run.begin(resume)
             with contextlib.closing(run.bar):
-                while not run.finished(): self._epoch(run)
+                while not run.finished(): _epoch(run)
             return _end(run)
-
-    def _epoch(self, run):
-        state, steps, every = run.state, run.rows.steps(run.state.epoch), self.config.save_steps
-        run.wrapped.train()
-        for rows in steps[state.position:]:
-            _update(run, rows)
-            if every and state.step % every == 0 and state.position < len(steps):
-                run.checkpoints.save(run)
-        _measure(run)
-        state.epoch, state.position = state.epoch + 1, 0
-        run.checkpoints.save(run)
 
 # %% ../nbs/04_trainer.ipynb #d8c67abc
 @dataclass

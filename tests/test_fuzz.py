@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from test_cli import good_rows, write_csv
 
 import sftbook.cli
+import sftbook.recipes
 from sftbook.core import ConfigError, sha256
 
 EXAMPLES = int(os.environ.get("SFTBOOK_EXAMPLES", "60"))
@@ -51,7 +52,7 @@ def files(draw):
 numbers = st.sampled_from(["0", "-1", "1", "2", "0.5", "1e9", "nan", "inf", "99999999999", "x", ""])
 options = st.lists(st.tuples(st.sampled_from("--test-size --validation-size --seed --epochs --batch-size --learning-rate --max-length --max-characters --min-rows --patience".split()), numbers), max_size=3)
 more = st.lists(st.sampled_from([("--merge-labels",), ("--resume",), ("--overwrite",), ("--text", "label"), ("--label", "id"), ("--metric", "f1"), ("--metric", "log_loss"), ("--device", "cpu"),
-                                 ("--checkpoint", "minlm"), ("--checkpoint", "."), ("--checkpoints", "c"), ("--delimiter", ";"), ("--config", "d.csv"), ("--output", "d.csv"), ("--bf16",)]), max_size=2)
+                                 ("--checkpoint", "minlm"), ("--checkpoint", "."), ("--checkpoints", "c"), ("--delimiter", ";"), ("--config", "d.csv"), ("--output", "d.csv"), ("--bf16",), ("--long-texts", "tail"), ("--long-texts", "windows"), ("--class-weights",), ("--unlabelled", "d.csv")]), max_size=2)
 
 
 def run_in(folder, words):
@@ -74,7 +75,7 @@ def test_train_on_anything(file, chosen, others, tiny_checkpoint):
     def enough(*_):
         raise ConfigError("this is where training would begin")
 
-    whole, sftbook.cli._fit = sftbook.cli._fit, enough
+    whole, sftbook.recipes.train_model = sftbook.recipes.train_model, enough
     try:
         with tempfile.TemporaryDirectory() as home:
             folder = Path(home)
@@ -85,7 +86,7 @@ def test_train_on_anything(file, chosen, others, tiny_checkpoint):
             check(folder, file[0], before, code, err)
             assert sorted(os.listdir(folder)) == [file[0]]
     finally:
-        sftbook.cli._fit = whole
+        sftbook.recipes.train_model = whole
 
 
 @pytest.fixture(scope="module")
