@@ -6,7 +6,8 @@
 __all__ = ['SftbookError', 'ConfigError', 'CorpusError', 'CheckpointError', 'TrainingError', 'DataError', 'profile_name',
            'profile', 'set_seed', 'row_seed', 'write_text', 'write_json', 'read_json', 'sha256', 'write_manifest',
            'check_manifest', 'check_target', 'remove_leftovers', 'atomic_folder', 'reserve_folder', 'check_space',
-           'cache_dir', 'quiet', 'matmul_ceiling', 'pick_dtype', 'Hardware', 'hardware', 'Cost', 'cost']
+           'cache_dir', 'hub_is_reachable', 'quiet', 'matmul_ceiling', 'pick_dtype', 'Hardware', 'hardware', 'Cost',
+           'cost']
 
 # %% ../nbs/00_core.ipynb #9a7bd0c8
 import contextlib
@@ -286,6 +287,21 @@ def cache_dir() -> Path: # the folder; it exists
     folder = Path(os.environ.get("SFTBOOK_CACHE") or Path(base).expanduser()/"sftbook")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+# %% ../nbs/00_core.ipynb #67f242d7
+@lru_cache
+def hub_is_reachable(seconds:float=3., # to wait for an answer
+                    ) -> bool: # False where nobody answers, or `HF_HUB_OFFLINE` is set
+    "Ask once whether the hub of checkpoints and data sets can be reached; a proxy is believed."
+    from urllib.parse import urlparse
+    from urllib.request import getproxies
+    from huggingface_hub import constants
+    if constants.HF_HUB_OFFLINE: return False
+    if getproxies(): return True
+    hub = urlparse(constants.ENDPOINT)
+    try: socket.create_connection((hub.hostname, hub.port or 443), seconds).close()
+    except OSError: return False
+    return True
 
 # %% ../nbs/00_core.ipynb #aabab208
 @contextlib.contextmanager

@@ -25,7 +25,8 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
-from .core import CorpusError, DataError, atomic_folder, cache_dir, quiet, sha256
+from .core import (CorpusError, DataError, atomic_folder, cache_dir, hub_is_reachable, quiet,
+                          sha256)
 from .files import _visible, open_records, surrogate_problem, text_problem
 
 # %% ../nbs/01_corpora.ipynb #a9ec54c5
@@ -463,6 +464,7 @@ def _renamed(rows, wanted):
 # %% ../nbs/01_corpora.ipynb #6e0d9dd9
 def _load_from_hub(name):
     "The training split of a hub data set; needs a network. Raises `CorpusError`."
+    import datasets
     from datasets import load_dataset
     folder = Path(name).parent
     here = [p.name for p in folder.iterdir()] if folder.is_dir() else []
@@ -472,6 +474,10 @@ def _load_from_hub(name):
     if near:
         remedy = f"did you mean {near[0]!r}? {known}"
         raise CorpusError("there is no such file or corpus", where=name, remedy=remedy)
+    cached = Path(datasets.config.HF_DATASETS_CACHE)/name.replace("/", "___").lower()
+    if not hub_is_reachable() and not cached.is_dir():
+        raise CorpusError("this is no corpus and no file, and the hub cannot be reached",
+                          where=name, remedy=f"check the name or the network; {known}")
     try:
         with quiet(): return load_dataset(name, split="train")
     except Exception as e: # the hub's client raises many kinds; all mean that there are no rows

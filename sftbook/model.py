@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from .core import CheckpointError, ConfigError, atomic_folder, cache_dir, quiet, sha256
+from .core import (CheckpointError, ConfigError, atomic_folder, cache_dir,
+                          hub_is_reachable, quiet, sha256)
 from .corpora import REGISTRY, checkpoint_path
 
 # %% ../nbs/03_model.ipynb #98a705db
@@ -28,7 +29,9 @@ def load_tokenizer(checkpoint:str, # name in the book's registry, folder, or hub
     "Load the tokenizer that belongs to `checkpoint`; raises `CheckpointError`."
     from transformers import AutoTokenizer
     try:
-        with quiet(): tokenizer = AutoTokenizer.from_pretrained(_folder(checkpoint))
+        folder = _folder(checkpoint)
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=_here_only(folder))
     except _UNREADABLE as e: raise _cannot_load(checkpoint, "tokenizer", e) from e
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if max_length: tokenizer.model_max_length = max_length
@@ -50,6 +53,10 @@ def _folder(checkpoint):
     converted = cache_dir()/f"{files[0].stem}-{sha256(files[0])[:8]}-float32"
     if not converted.is_dir(): _convert_gguf(files[0], converted)
     return str(converted)
+
+def _here_only(folder):
+    "Whether to look for a checkpoint on this machine only."
+    return Path(folder).exists() or not hub_is_reachable()
 
 def _convert_gguf(file, target):
     "Write the model and tokenizer of a GGUF file as transformers writes them."
@@ -74,9 +81,11 @@ def load_model(auto_class:str, # name of a class of transformers, such as "AutoM
     "Load the weights of `checkpoint` into a new model; layers it lacks start at random. Raises `CheckpointError`."
     import transformers
     try:
+        folder, kind = _folder(checkpoint), getattr(transformers, auto_class)
         with quiet():
-            return getattr(transformers, auto_class).from_pretrained(
-                _folder(checkpoint), use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **config)
+            return kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False,
+                                        local_files_only=_here_only(folder), dtype=torch.float32,
+                                        **config)
     except _UNREADABLE as e: raise _cannot_load(checkpoint, "model", e) from e
 
 # %% ../nbs/03_model.ipynb #04dd3aa6
@@ -94,7 +103,8 @@ def find_checkpoint(checkpoint:str, # name in the book's registry, folder, or hu
     if path.is_dir() and not [*path.glob("config.json"), *path.glob("*.gguf")]:
         raise _no_checkpoint(checkpoint, "this folder holds no config.json")
     try:
-        with quiet(): return AutoConfig.from_pretrained(_folder(checkpoint))
+        folder = _folder(checkpoint)
+        with quiet(): return AutoConfig.from_pretrained(folder, local_files_only=_here_only(folder))
     except _UNREADABLE as e: raise _cannot_load(checkpoint, "configuration", e) from e
 
 def _no_checkpoint(checkpoint, what, remedy="give a name from `sftbook fetch`, a folder, or a hub id"):
@@ -139,13 +149,16 @@ def count_parameters(model:nn.Module, # any model of transformers
 # %% ../nbs/03_model.ipynb #0fef2a09
 def checkpoint_pooling(checkpoint:str, # name in the book's registry, folder, or hub id
                       ) -> str: # "mean" or "cls"
-    "Say how `checkpoint` was trained to make one vector of many: its `1_Pooling/config.json`, or \"cls\" where there is none."
+    "How `checkpoint` was trained to make one vector of many: its `1_Pooling/config.json`, else \"cls\"."
     from transformers.utils import cached_file
+    folder = _folder(checkpoint)
     try:
-        with quiet(): said = cached_file(_folder(checkpoint), "1_Pooling/config.json")
+        with quiet():
+            said = Path(cached_file(folder, "1_Pooling/config.json",
+                                    local_files_only=_here_only(folder)))
     except OSError: return "cls" # there is none, or the hub cannot be asked
-    said = Path(said)
-    return "mean" if json.loads(said.read_text(encoding="utf-8")).get("pooling_mode_mean_tokens") else "cls"
+    mean = json.loads(said.read_text(encoding="utf-8")).get("pooling_mode_mean_tokens")
+    return "mean" if mean else "cls"
 
 # %% ../nbs/03_model.ipynb #1b62ea8a
 def add_mean_pooling(model:nn.Module, # a `BertForSequenceClassification`; changed in place
@@ -262,7 +275,8 @@ def use_byte_dropout(module:nn.Module, # changed in place
                     ) -> nn.Module: # the same module
     "Replace every `nn.Dropout` inside `module` by `ByteDropout` with the same share."
     for name, child in module.named_children():
-        if type(child) is nn.Dropout and child.p < 1: setattr(module, name, ByteDropout(child.p).train(child.training))
+        fits = type(child) is nn.Dropout and 0 < round(child.p*256) < 256
+        if fits: setattr(module, name, ByteDropout(child.p).train(child.training))
         else: use_byte_dropout(child)
     return module
 
