@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['to_iob2', 'tag_scheme', 'word_spans', 'split_words', 'tag_spans', 'load_tagged']
 
-# %% ../nbs/01a_tagged.ipynb #840c01d8
+# %% ../nbs/01a_tagged.ipynb #3c4c2ce4
 import difflib
 import gzip
 import io
+import json
 import re
 import zlib
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from .corpora import REGISTRY, _load_from_hub, _same_labels, load_corpus
 from .files import (_open_bytes, _visible, check_text_file, open_records, surrogate_problem,
                            text_problem)
 
-# %% ../nbs/01a_tagged.ipynb #5b528745
+# %% ../nbs/01a_tagged.ipynb #fb6aedc2
 def to_iob2(tags:list[str], # of one sentence: IOB1, IOB2, BIOES, BMES or BILOU
            ) -> list[str]: # the same entities in IOB2
     "Translate tags; what goes on without a beginning begins an entity."
@@ -34,7 +36,7 @@ def to_iob2(tags:list[str], # of one sentence: IOB1, IOB2, BIOES, BMES or BILOU
         before = tag
     return result
 
-# %% ../nbs/01a_tagged.ipynb #0b91fe66
+# %% ../nbs/01a_tagged.ipynb #53b6602b
 def tag_scheme(names:list[str], # of tags, such as O, B-PER, I-PER
               ) -> str: # "IOB" (1 or 2), "BIOES", "BMES", "BILOU", or "plain": no entities
     "Say which scheme tags belong to, by their first letters; parts of speech have none."
@@ -43,7 +45,7 @@ def tag_scheme(names:list[str], # of tags, such as O, B-PER, I-PER
     if "M" in positions: return "BMES"
     return "BIOES" if positions & set("ES") else "BILOU" if positions & set("LU") else "IOB"
 
-# %% ../nbs/01a_tagged.ipynb #93b5ad71
+# %% ../nbs/01a_tagged.ipynb #7b10487f
 def _iob_version(rows):
     "IOB1 or IOB2, by the sentences."
     if all(to_iob2(tags) == tags for tags in rows): return "IOB2"
@@ -51,7 +53,7 @@ def _iob_version(rows):
                  for tags in rows for before, tag in pairwise(["O", *tags]))
     return "IOB2" if opened else "IOB1"
 
-# %% ../nbs/01a_tagged.ipynb #bdd761f9
+# %% ../nbs/01a_tagged.ipynb #2e2ed439
 _TAG = re.compile(r"[BIESMLU]-\S.*")
 _ODD_TAG = re.compile(r"[BIESMLU][-_]?|[BI][-_].+|.+[-_][BI]", re.IGNORECASE)
 
@@ -64,7 +66,7 @@ def _plain_problem(names):
     if "O" not in names: return f"no tag is O: {some} look like parts of speech, not entities"
     if len(kinds) > 50: return f"{len(kinds)} different tags ({some} ...) are no types of entities"
 
-# %% ../nbs/01a_tagged.ipynb #1976a52d
+# %% ../nbs/01a_tagged.ipynb #214a1d69
 def _scheme(rows):
     "Name of the scheme in which the tags of all sentences are written. Raises `DataError`."
     names = {tag for tags in rows for tag in tags}
@@ -76,7 +78,7 @@ def _scheme(rows):
     if name == "plain": raise DataError(f"no tag begins an entity: {', '.join(sorted(names)[:6])}")
     return name if name != "IOB" else _iob_version(rows)
 
-# %% ../nbs/01a_tagged.ipynb #44440973
+# %% ../nbs/01a_tagged.ipynb #83f93dcf
 @dataclass
 class _Sentence:
     "Tokens, their tags, and where they stand."
@@ -94,11 +96,13 @@ class _Found:
     problems:list = field(default_factory=list) # line and what is wrong there
     counts:Counter = field(default_factory=Counter) # what was passed over, and how often
     notes:list[str] = field(default_factory=list) # what was decided
+    columns:dict = field(default_factory=dict) # other columns that are kept, such as `part`
 
-# %% ../nbs/01a_tagged.ipynb #5e90caaf
+# %% ../nbs/01a_tagged.ipynb #d1e14bc7
 def _translate(found):
     "Translate all sentences into IOB2; notes say from what. Tags of no scheme become problems."
-    rows = [s.tags for s in found.sentences]
+    if not found.sentences: return
+    rows = [[tag.strip() for tag in s.tags] for s in found.sentences]
     try: scheme = _scheme(rows)
     except DataError as e:
         if found.problems: return # they are raised, and may be why
@@ -111,7 +115,7 @@ def _translate(found):
 
 _TAGS = "write tags such as B-PER, I-PER and O (IOB1, IOB2, BIOES, BMES or BILOU), or PER and O"
 
-# %% ../nbs/01a_tagged.ipynb #0dd5cbae
+# %% ../nbs/01a_tagged.ipynb #38b01574
 def _check_names(found, rows):
     "Problems for tags that no scheme has; they become O until the problems are raised."
     for sentence, tags in zip(found.sentences, rows):
@@ -121,7 +125,7 @@ def _check_names(found, rows):
             found.problems.append((sentence.lines[i], f"{tag!r}, of {token!r}, is no tag"))
             tags[i] = "O"
 
-# %% ../nbs/01a_tagged.ipynb #0737ec6d
+# %% ../nbs/01a_tagged.ipynb #f901827b
 _LETTERS = dict(IOB1="BI", IOB2="BI", BIOES="BIES", BMES="BMES", BILOU="BILU")
 
 def _scheme_notes(scheme, names):
@@ -134,7 +138,7 @@ def _scheme_notes(scheme, names):
                 "what it says, and the entities are written in IOB2"]
     return [f"the tags are {scheme}" + ("" if scheme == "IOB2" else ", translated into IOB2")]
 
-# %% ../nbs/01a_tagged.ipynb #3e86aed8
+# %% ../nbs/01a_tagged.ipynb #23ff4e59
 def _border_notes(found, rows, scheme):
     "How many entities have no beginning, or no end where the scheme marks ends."
     starts, ends = [], []
@@ -148,12 +152,13 @@ def _border_notes(found, rows, scheme):
     return list(filter(None, notes))
 
 def _border_note(lines, what, verb):
-    if not lines: return ""
-    said = f"1 entity had no {what}: it {verb}s where it was found"
-    if len(lines) > 1: said = f"{len(lines):,} entities had no {what}: they {verb} where they were found"
-    return f"{said} (line {lines[0]:,}{' first' if len(lines) > 1 else ''})"
+    n = len(lines)
+    if n == 0: return ""
+    if n == 1: return f"1 entity had no {what}: it {verb}s where it was found (line {lines[0]:,})"
+    said = f"{n:,} entities had no {what}: they {verb} where they were found"
+    return f"{said} (first: line {lines[0]:,})"
 
-# %% ../nbs/01a_tagged.ipynb #3cdc18b9
+# %% ../nbs/01a_tagged.ipynb #5ce6c843
 def _read_lines(path):
     "Lines of a text file, whatever ends them, without the white space behind."
     try:
@@ -164,7 +169,7 @@ def _read_lines(path):
         raise DataError(f"cannot be unpacked: {e}", where=str(path),
                         remedy="the file is damaged; get it again") from e
 
-# %% ../nbs/01a_tagged.ipynb #fe3f0657
+# %% ../nbs/01a_tagged.ipynb #71760fb7
 def _by_tabs(line): return [part.strip() for part in line.split("\t")]
 def _by_spaces(line): return re.split(r"[ \t]+", line)
 
@@ -176,7 +181,7 @@ def _layout(lines):
     widths = Counter(len(cut(line)) for line in lines)
     return cut, widths.most_common(1)[0][0] if widths else 0
 
-# %% ../nbs/01a_tagged.ipynb #66d83dc7
+# %% ../nbs/01a_tagged.ipynb #d9b0b56d
 def _line_kind(line, fields, width):
     "What a line is: blank, document, comment or token."
     if not line: return "blank"
@@ -184,7 +189,7 @@ def _line_kind(line, fields, width):
     tagged = len(fields) == width and (fields[-1] == "O" or _TAG.fullmatch(fields[-1]))
     return "comment" if line.startswith("# ") and not tagged else "token"
 
-# %% ../nbs/01a_tagged.ipynb #b92c7425
+# %% ../nbs/01a_tagged.ipynb #8bcfde9d
 _HEADER = {"token", "tokens", "word", "words", "text"}, {"tag", "tags", "ner", "label", "labels",
                                                          "ner_tag", "ner_tags", "entity"}
 
@@ -200,7 +205,7 @@ def _line_problem(fields, width):
     if not fields[-1]: return f"{fields[0]!r} has no tag"
     if not any(map(_visible, fields[0])): return "the token is empty or cannot be seen"
 
-# %% ../nbs/01a_tagged.ipynb #4bc5d28c
+# %% ../nbs/01a_tagged.ipynb #85400693
 def _read_columns(path):
     "Sentences of a file with a token a line."
     found, lines = _Found(str(path), _COLUMNS), _read_lines(path)
@@ -212,18 +217,19 @@ def _read_columns(path):
     for border, group in groupby(tokens, key=lambda token: token is None):
         if not border: found.sentences.append(_sentence(list(group)))
     _check_numbers(found, width)
+    _translate(found)
     return found
 
 _COLUMNS = "write one token a line, its tag last, and an empty line between sentences"
 
-# %% ../nbs/01a_tagged.ipynb #57a5f655
+# %% ../nbs/01a_tagged.ipynb #22b6896b
 def _token_lines(found, lines, cut, width):
     "The number and the columns of each line with a token; None where a sentence ends."
     first = True
     for n, line in enumerate(lines, 1):
         fields = cut(line)
         kind = _line_kind(line, fields, width)
-        found.counts[f"{kind} lines were skipped"] += kind in ("document", "comment")
+        if kind in _SKIPPED: found.counts[_SKIPPED[kind]] += 1
         if kind in ("blank", "document"): yield None
         if kind != "token": continue
         what = _line_problem(fields, width)
@@ -232,7 +238,9 @@ def _token_lines(found, lines, cut, width):
         else: yield n, fields
         first = False
 
-# %% ../nbs/01a_tagged.ipynb #f79bb2e1
+_SKIPPED = dict(document="lines of -DOCSTART- skipped", comment="comment lines skipped")
+
+# %% ../nbs/01a_tagged.ipynb #d3cc488a
 def _sentence(group):
     "The sentence of some lines."
     lines, fields = zip(*group)
@@ -246,20 +254,28 @@ def _check_numbers(found, width):
         raise DataError("the first column counts the tokens", where=found.source,
                         remedy="delete it: the token has to come first")
 
-# %% ../nbs/01a_tagged.ipynb #072ff3c6
+# %% ../nbs/01a_tagged.ipynb #d5802ea2
 def _tokens_problem(tokens, tags):
     "Why two values are not the tokens and the tags of a sentence, or nothing."
     if not isinstance(tokens, list) or not tokens: return "there is no list of tokens"
     if not isinstance(tags, list): return "there is no list of tags"
-    for i, token in enumerate(tokens, 1):
-        what = text_problem(token)
-        if what: return f"token {i}: {what.replace('the text', 'the token')}"
     if len(tokens) != len(tags): return f"{len(tokens):,} tokens and {len(tags):,} tags"
-    for i, tag in enumerate(tags, 1):
-        if type(tag) is int: return f"tag {i} is the number {tag}, and nothing says what it means"
-        if not isinstance(tag, str) or not tag.strip(): return f"tag {i} is no name of a tag"
+    for what, values in (("token", tokens), ("tag", tags)):
+        for i, value in enumerate(values, 1):
+            said = _word_problem(value) if isinstance(value, str) else _no_word(value)
+            if said: return f"{what} {i} {said}"
 
-# %% ../nbs/01a_tagged.ipynb #12567036
+@lru_cache(maxsize=100_000) # the same words come again and again
+def _word_problem(word):
+    if not any(map(_visible, word)): return "is empty or cannot be seen"
+    what = surrogate_problem(word)
+    return what and f"is broken: {what}"
+
+def _no_word(value):
+    if type(value) is int: return f"is the number {value}, and nothing says what it means"
+    return f"is no text: {str(value)[:40]}"
+
+# %% ../nbs/01a_tagged.ipynb #57cc668e
 def _read_tokens(found, records, column, names=None):
     "Sentences of records with `tokens` and tags; `names` are those of numbers."
     known = dict(enumerate(names or []))
@@ -270,28 +286,25 @@ def _read_tokens(found, records, column, names=None):
         what = _tokens_problem(tokens, tags)
         if what: found.problems.append((line, what))
         else: found.sentences.append(_Sentence(line, tokens, tags, [line]*len(tokens)))
-    _translate_if_any(found)
+    _translate(found)
 
-def _translate_if_any(found):
-    if found.sentences: _translate(found)
-
-# %% ../nbs/01a_tagged.ipynb #b331aa64
+# %% ../nbs/01a_tagged.ipynb #f3e552f2
 def _parquet_names(path, column):
     "Names of tags that `datasets` has written into the schema of a Parquet file, if it has."
-    from datasets import Features
     from pyarrow.parquet import read_schema
     if _ending(path) != ".parquet": return None
-    feature = Features.from_arrow_schema(read_schema(path)).get(column)
-    return getattr(getattr(feature, "feature", None), "names", None)
+    written = (read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+    try: return json.loads(written)["info"]["features"][column]["feature"]["names"]
+    except (KeyError, TypeError, ValueError): return None # another program has written it
 
 def _ending(path):
     "The ending that says what a file is, without .gz."
     path = Path(path)
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
-# %% ../nbs/01a_tagged.ipynb #5c01d13b
+# %% ../nbs/01a_tagged.ipynb #ec01a2e6
 def word_spans(text:str, # of any language
-              ) -> list[tuple[int, int]]: # first character and the one behind the last, of each word
+              ) -> list[tuple[int, int]]: # of each word: first character, and the one behind the last
     "Find words and signs; characters of Chinese and Japanese one by one."
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import BertPreTokenizer, Sequence, Split
@@ -304,7 +317,7 @@ def split_words(text:str, # of any language
     "Split a text as the usual corpora of named entities are split."
     return [text[start:end] for start, end in word_spans(text)]
 
-# %% ../nbs/01a_tagged.ipynb #1d8b0a42
+# %% ../nbs/01a_tagged.ipynb #0435ebd5
 def _pieces(text, borders):
     "Places of the words of a text, cut at `borders` too; without those that cannot be seen."
     pieces = []
@@ -313,7 +326,7 @@ def _pieces(text, borders):
         pieces += pairwise([start, *inside, end])
     return [(a, b) for a, b in pieces if any(map(_visible, text[a:b]))]
 
-# %% ../nbs/01a_tagged.ipynb #dd84e819
+# %% ../nbs/01a_tagged.ipynb #59744343
 def _trimmed(text, span):
     "A span without the spaces at its ends. Raises `DataError`."
     start, end, kind = span
@@ -333,11 +346,11 @@ def _check_overlap(text, spans):
 
 def _say(text, span): return f"{text[span[0]:span[1]][:40]!r} ({span[0]} to {span[1]}, {span[2]})"
 
-# %% ../nbs/01a_tagged.ipynb #9a49a1f0
+# %% ../nbs/01a_tagged.ipynb #c4311f3b
 def tag_spans(text:str, # as it was annotated
               spans:list[tuple[int, int, str]], # first character, the one behind the last, type
              ) -> tuple[list[str], list[str]]: # tokens, and their IOB2 tags
-    "Split a text into tokens that fit its spans. Raises `DataError` that says why a span cannot be."
+    "Split a text into tokens that fit its spans. Raises `DataError` where that cannot be."
     spans = sorted(_trimmed(text, span) for span in spans)
     _check_overlap(text, spans)
     pieces = _pieces(text, sorted({border for span in spans for border in span[:2]}))
@@ -349,7 +362,7 @@ def tag_spans(text:str, # as it was annotated
         begun.add(i)
     return [text[a:b] for a, b in pieces], tags
 
-# %% ../nbs/01a_tagged.ipynb #f7063f1d
+# %% ../nbs/01a_tagged.ipynb #847429c6
 _KEYS = (("start", "start_offset"), ("end", "end_offset"),
          ("label", "labels", "type", "entity", "entity_group"))
 
@@ -366,7 +379,7 @@ def _read_span(text, item):
     if isinstance(item, dict): _check_words(text, *span, item.get("text"))
     return span[0], span[1], span[2].strip()
 
-# %% ../nbs/01a_tagged.ipynb #3d969566
+# %% ../nbs/01a_tagged.ipynb #a86a9975
 def _type_problem(kind):
     "Why a name is no type of entities, or nothing."
     if re.match("[BI]-", kind):
@@ -376,7 +389,8 @@ def _type_problem(kind):
 def _check_words(text, start, end, kind, words):
     "Compare a span with the words that a tool has written beside it."
     if not isinstance(words, str) or _same(text[start:end], words): return
-    said = f"span {start} to {end} ({kind}) holds {text[start:end][:40]!r}, the file says {words[:40]!r}"
+    said = (f"span {start} to {end} ({kind}) holds {text[start:end][:40]!r}, "
+            f"the file says {words[:40]!r}")
     units = text.encode("utf-16-le")[2*start:2*end].decode("utf-16-le", "replace")
     data = text.encode()[start:end].decode(errors="replace")
     if _same(units, words): said += "; the numbers seem to count UTF-16 units, not characters"
@@ -385,7 +399,7 @@ def _check_words(text, start, end, kind, words):
 
 def _same(a, b): return "".join(a.split()) == "".join(b.replace("\\n", " ").split())
 
-# %% ../nbs/01a_tagged.ipynb #cce6b826
+# %% ../nbs/01a_tagged.ipynb #54108dd4
 def _from_label_studio(task):
     "Text and spans of a task; None for the spans that nobody has given. Raises `DataError`."
     try:
@@ -400,18 +414,18 @@ def _from_label_studio(task):
     if len(done) > 1: raise DataError(f"{len(done)} annotations of one text: keep one of them")
     return text, spans if done else None
 
-# %% ../nbs/01a_tagged.ipynb #60e1ca80
+# %% ../nbs/01a_tagged.ipynb #4849654a
 def _text_and_spans(record, column):
     "Text and spans of a record; None for the spans where there is no answer."
     if column == "annotations": return _from_label_studio(record)
-    if record.get("answer", "accept") != "accept": return record["text"], None # of Prodigy
+    if record.get("answer") in ("reject", "ignore"): return record.get("text"), None # of Prodigy
     spans = record.get(column)
     if not isinstance(spans, list):
         raise DataError(f"{column!r} is no list of spans (write [] where there are none): "
                         f"{str(spans)[:40]}")
     return record.get("text"), spans
 
-# %% ../nbs/01a_tagged.ipynb #8374a7d6
+# %% ../nbs/01a_tagged.ipynb #6a1ed6fd
 def _read_texts(found, records, column):
     "Sentences of texts with spans."
     for line, record in records:
@@ -419,18 +433,20 @@ def _read_texts(found, records, column):
             text, items = _text_and_spans(record, column)
             what = text_problem(text)
             if what: raise DataError(what)
-            found.counts["texts that nobody has annotated or accepted were left out"] += items is None
+            found.counts[_LEFT_OUT] += items is None
             if items is None: continue
             spans = [_read_span(text, item) for item in items]
             tokens, tags = tag_spans(text, spans)
         except DataError as e: found.problems.append((line, e.message))
         else:
-            found.counts["spans lost spaces at their ends"] += _spaced(text, spans)
+            found.counts["spans that lost spaces at their ends"] += _spaced(text, spans)
             found.sentences.append(_Sentence(line, tokens, tags, [line]*len(tokens)))
+
+_LEFT_OUT = "texts left out because nobody has annotated or accepted them"
 
 def _spaced(text, spans): return sum(text[a:b] != text[a:b].strip() for a, b, _ in spans)
 
-# %% ../nbs/01a_tagged.ipynb #efb421af
+# %% ../nbs/01a_tagged.ipynb #a5691a79
 _SPAN_COLUMNS = ("spans", "entities", "label", "labels")
 _TAG_COLUMNS = ("ner_tags", "tags", "labels")
 
@@ -450,7 +466,7 @@ _TEXTS = ('write rows as {"text": "Mira waits", "spans": [[0, 4, "PER"]]}: chara
           "the end not included, no character in two spans")
 _RECORDS = f'{_TOKENS}, or as {{"text": "Mira waits", "spans": [[0, 4, "PER"]]}}'
 
-# %% ../nbs/01a_tagged.ipynb #628749db
+# %% ../nbs/01a_tagged.ipynb #dd1aea62
 def _read_records(path):
     "Sentences of a JSON, JSON Lines or Parquet file."
     records = open_records(path)
@@ -460,7 +476,7 @@ def _read_records(path):
     else: _read_tokens(found, records, column, _parquet_names(path, column))
     return found
 
-# %% ../nbs/01a_tagged.ipynb #67ea0303
+# %% ../nbs/01a_tagged.ipynb #98141818
 def _read_dataset(source, rows):
     "Sentences of a `Dataset` with `tokens` and tags, such as a corpus or a data set of the hub."
     form, column = _form(rows.column_names, source)
@@ -469,9 +485,11 @@ def _read_dataset(source, rows):
     names = getattr(getattr(rows.features[column], "feature", None), "names", None)
     if form == "texts": _read_texts(found, records, column)
     else: _read_tokens(found, records, column, names)
+    kept = "part" in rows.column_names and len(found.sentences) == len(rows)
+    if kept: found.columns["part"] = list(map(str, rows["part"]))
     return found
 
-# %% ../nbs/01a_tagged.ipynb #bbf2e877
+# %% ../nbs/01a_tagged.ipynb #657b29d0
 def _check(found, max_tokens):
     "Raise `DataError` with all problems of the sentences."
     long = [s for s in found.sentences if len(s.tokens) > max_tokens]
@@ -486,11 +504,12 @@ def _check(found, max_tokens):
         raise DataError(f"none of the {len(found.sentences):,} sentences has an entity",
                         where=found.source, remedy=found.remedy)
 
-# %% ../nbs/01a_tagged.ipynb #1ae75ac6
+# %% ../nbs/01a_tagged.ipynb #fcf595ef
 def _check_types(found, labels):
     "Refuse types that are one and the same, and types that a saved run does not know."
     used = {tag for s in found.sentences for tag in s.tags}
-    alike = [group for group in _same_labels([t[2:] for t in sorted(used - {"O"})]) if len(group) > 1]
+    groups = _same_labels([tag[2:] for tag in sorted(used - {"O"})])
+    alike = [group for group in groups if len(group) > 1]
     if alike:
         said = "; ".join(", ".join(map(repr, group)) for group in alike)
         raise DataError(f"types that differ only by case, width or spaces: {said}",
@@ -498,20 +517,20 @@ def _check_types(found, labels):
     unknown = sorted(used - set(labels)) if labels else []
     if unknown: raise _unknown_types(found, unknown, labels)
 
-# %% ../nbs/01a_tagged.ipynb #ad3cfc87
+# %% ../nbs/01a_tagged.ipynb #72007476
 def _unknown_types(found, unknown, labels):
     "The message for tags that a run does not know, with what may have been meant."
     known = list(dict.fromkeys(label[2:] for label in labels if label != "O"))
     folded = {kind.casefold(): kind for kind in known}
     types = list(dict.fromkeys(tag[2:] for tag in unknown))
-    near = [(t, difflib.get_close_matches(t.casefold(), folded, 1, 0.6)) for t in types]
-    meant = [f"did you mean {folded[n[0]]!r} for {t!r}? " for t, n in near if n and folded[n[0]] != t]
-    lines = [(s.row, tag) for s in found.sentences for tag in s.tags if tag in unknown]
+    near = {t: difflib.get_close_matches(t.casefold(), folded, 1, 0.6) for t in types}
+    meant = [f"did you mean {folded[n[0]]!r} for {t!r}? " for t, n in near.items() if n]
+    row = next(s.row for s in found.sentences if set(s.tags) & set(unknown))
     said = f"tags that the run does not know: {', '.join(unknown[:10])}"
-    return DataError(said, where=f"{found.source}, first at line {lines[0][0]:,}",
+    return DataError(said, where=f"{found.source}, first at line {row:,}",
                      remedy="".join(meant[:3]) + f"it knows: {', '.join(known[:20])}")
 
-# %% ../nbs/01a_tagged.ipynb #9184df05
+# %% ../nbs/01a_tagged.ipynb #bc01b564
 def _dataset(found, labels):
     "A Dataset of sentences that were checked; its description says what was decided."
     from datasets import ClassLabel, Dataset, Features, List, Value
@@ -521,44 +540,38 @@ def _dataset(found, labels):
     columns = dict(tokens=[s.tokens for s in found.sentences],
                    ner_tags=[[ids[tag] for tag in s.tags] for s in found.sentences],
                    file=[Path(found.source).name]*len(found.sentences),
-                   row=[s.row for s in found.sentences])
+                   row=[s.row for s in found.sentences], **found.columns)
     features = dict(tokens=List(Value("string")), ner_tags=List(ClassLabel(names=list(names))),
                     file=Value("string"), row=Value("int64"))
+    features |= dict.fromkeys(found.columns, Value("string"))
     rows = Dataset.from_dict(columns, features=Features(features))
-    rows.info.description = "\n".join(found.notes + [f"{n:,} {what}" for what, n in found.counts.items() if n])
+    counted = [f"{what}: {n:,}" for what, n in found.counts.items() if n]
+    rows.info.description = "\n".join(found.notes + counted)
     return rows
 
-# %% ../nbs/01a_tagged.ipynb #fbb2dcd6
+# %% ../nbs/01a_tagged.ipynb #7bf7d9a3
 _COLUMN_FILES = (".conll", ".iob", ".iob2", ".bio", ".bioes", ".txt", ".tsv")
 _RECORD_FILES = (".jsonl", ".json", ".parquet")
 
 def _read(source):
-    "Sentences of whatever `source` names, and a Dataset if it was one."
-    ending = _ending(source)
-    if str(source) in REGISTRY: rows = load_corpus(str(source))
-    elif ending in _COLUMN_FILES: return _read_tagged_columns(source), None
-    elif ending in _RECORD_FILES: return _read_records(source), None
-    elif Path(source).exists() or Path(source).suffix:
-        raise DataError(f"files that end in {ending or 'nothing'} are not read", where=str(source),
-                        remedy=f"use one of {', '.join(_COLUMN_FILES + _RECORD_FILES)}, also .gz")
-    else: rows = _load_from_hub(str(source))
-    return _read_dataset(str(source), rows), rows
+    "Sentences of whatever `source` names."
+    name, ending = str(source), _ending(source)
+    if name in REGISTRY: return _read_dataset(name, load_corpus(name))
+    if ending in _COLUMN_FILES: return _read_columns(source)
+    if ending in _RECORD_FILES: return _read_records(source)
+    if not Path(source).suffix and not Path(source).exists():
+        return _read_dataset(name, _load_from_hub(name))
+    raise DataError(f"files that end in {ending or 'nothing'} are not read", where=name,
+                    remedy=f"use one of {', '.join(_COLUMN_FILES + _RECORD_FILES)}, also .gz")
 
-def _read_tagged_columns(path):
-    found = _read_columns(path)
-    _translate_if_any(found)
-    return found
-
-# %% ../nbs/01a_tagged.ipynb #e80eb0bb
+# %% ../nbs/01a_tagged.ipynb #19476204
 def load_tagged(source:str|Path, # a file (see below), name of a corpus, or a hub id
                 *,
-                labels:list[str]|None=None, # IOB2 tags of a saved run; the file's have to be among them
+                labels:list[str]|None=None, # IOB2 tags of a saved run, for files that it shall read
                 max_tokens:int=10_000, # longer sentences are refused
                ): # Dataset: `tokens`, `ner_tags` (IOB2), `file`, `row` (line where it begins)
     "Load sentences with named entities and check every one. Raises `DataError` with all bad lines."
-    found, given = _read(source)
+    found = _read(source)
     _check(found, max_tokens)
     _check_types(found, labels)
-    rows = _dataset(found, labels)
-    kept = given is not None and "part" in given.column_names and len(given) == len(rows)
-    return rows.add_column("part", given["part"]) if kept else rows
+    return _dataset(found, labels)
