@@ -247,6 +247,17 @@ def test_a_span_inside_a_word_cuts_it():
     assert tag_spans("preOslopost", [(3, 7, "LOC")]) == (["pre", "Oslo", "post"], ["O", "B-LOC", "O"])
 
 
+def test_spans_inside_words_are_counted_for_they_may_be_shifted(tmp_path):
+    shifted = {"text": "Mira waits in Oslo .", "spans": [[1, 5, "PER"], [15, 18, "LOC"]]}
+    assert "inside a word: 2" in load_tagged(jsonl(tmp_path / "a.jsonl", shifted)).info.description
+    assert "inside a word" not in load_tagged(jsonl(tmp_path / "b.jsonl", SPANS["spaCy"])).info.description
+
+
+def test_keys_without_a_value_are_no_keys(tmp_path):
+    row = {"text": TEXT, "spans": [{"start": 0, "end": 4, "label": None, "type": "PER", "text": None}]}
+    assert tags_of(load_tagged(jsonl(tmp_path / "a.jsonl", row)))[0].startswith("B-PER O")
+
+
 def test_places_are_characters_also_behind_an_emoji():
     assert tag_spans("👍🏽 她在Oslo", [(5, 9, "LOC")])[1][-1] == "B-LOC"
     assert word_spans("👍 Oslo") == [(0, 1), (2, 6)] and split_words("a-b") == ["a", "-", "b"]
