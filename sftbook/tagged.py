@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['to_iob2', 'tag_scheme', 'word_spans', 'split_words', 'tag_spans', 'load_tagged']
 
-# %% ../nbs/01a_tagged.ipynb #3d2d722e
+# %% ../nbs/01a_tagged.ipynb #973393a2
 import difflib
 import gzip
 import io
@@ -24,7 +24,7 @@ from .corpora import REGISTRY, _load_from_hub, _same_labels, load_corpus
 from .files import (_open_bytes, _visible, check_text_file, open_records, surrogate_problem,
                            text_problem)
 
-# %% ../nbs/01a_tagged.ipynb #571c04e9
+# %% ../nbs/01a_tagged.ipynb #7ece087e
 def to_iob2(tags:list[str], # of one sentence: IOB1, IOB2, BIOES, BMES or BILOU
            ) -> list[str]: # the same entities in IOB2
     "Translate tags; what goes on without a beginning begins an entity."
@@ -36,7 +36,7 @@ def to_iob2(tags:list[str], # of one sentence: IOB1, IOB2, BIOES, BMES or BILOU
         before = tag
     return result
 
-# %% ../nbs/01a_tagged.ipynb #6be542b4
+# %% ../nbs/01a_tagged.ipynb #0d66d8bb
 def tag_scheme(names:list[str], # of tags, such as O, B-PER, I-PER
               ) -> str: # "IOB" (1 or 2), "BIOES", "BMES", "BILOU", or "plain": no entities
     "Say which scheme tags belong to, by their first letters; parts of speech have none."
@@ -45,7 +45,7 @@ def tag_scheme(names:list[str], # of tags, such as O, B-PER, I-PER
     if "M" in positions: return "BMES"
     return "BIOES" if positions & set("ES") else "BILOU" if positions & set("LU") else "IOB"
 
-# %% ../nbs/01a_tagged.ipynb #facf1a50
+# %% ../nbs/01a_tagged.ipynb #580ce6ab
 def _iob_version(rows):
     "IOB1 or IOB2, by the sentences."
     if all(to_iob2(tags) == tags for tags in rows): return "IOB2"
@@ -53,7 +53,7 @@ def _iob_version(rows):
                  for tags in rows for before, tag in pairwise(["O", *tags]))
     return "IOB2" if opened else "IOB1"
 
-# %% ../nbs/01a_tagged.ipynb #9258984b
+# %% ../nbs/01a_tagged.ipynb #71ea3385
 _TAG = re.compile(r"[BIESMLU]-\S.*")
 _ODD_TAG = re.compile(r"[BIESMLU][-_]?|[BI][-_].+|.+[-_][BI]", re.IGNORECASE)
 
@@ -66,7 +66,7 @@ def _plain_problem(names):
     if "O" not in names: return f"no tag is O: {some} look like parts of speech, not entities"
     if len(kinds) > 50: return f"{len(kinds)} different tags ({some} ...) are no types of entities"
 
-# %% ../nbs/01a_tagged.ipynb #be8d7793
+# %% ../nbs/01a_tagged.ipynb #d82a0998
 def _scheme(rows):
     "Name of the scheme in which the tags of all sentences are written. Raises `DataError`."
     names = {tag for tags in rows for tag in tags}
@@ -79,7 +79,7 @@ def _scheme(rows):
     if name == "plain": raise DataError(f"no tag begins an entity: {', '.join(tags[:6])}")
     return name if name != "IOB" else _iob_version(rows)
 
-# %% ../nbs/01a_tagged.ipynb #2570ec2e
+# %% ../nbs/01a_tagged.ipynb #1830aa8f
 @dataclass
 class _Sentence:
     "Tokens, their tags, and where they stand."
@@ -99,7 +99,7 @@ class _Found:
     notes:list[str] = field(default_factory=list) # what was decided
     columns:dict = field(default_factory=dict) # other columns that are kept, such as `part`
 
-# %% ../nbs/01a_tagged.ipynb #96737017
+# %% ../nbs/01a_tagged.ipynb #cb5fe75f
 def _translate(found):
     "Translate all sentences into IOB2; notes say from what. Tags of no scheme become problems."
     if not found.sentences: return
@@ -116,7 +116,7 @@ def _translate(found):
 
 _TAGS = "write tags such as B-PER, I-PER and O (IOB1, IOB2, BIOES, BMES or BILOU), or PER and O"
 
-# %% ../nbs/01a_tagged.ipynb #c4c66dd1
+# %% ../nbs/01a_tagged.ipynb #fe5b968a
 def _check_names(found, rows):
     "Problems for tags that no scheme has; they become O until the problems are raised."
     for sentence, tags in zip(found.sentences, rows):
@@ -126,7 +126,7 @@ def _check_names(found, rows):
             found.problems.append((sentence.lines[i], f"{tag!r}, of {token!r}, is no tag"))
             tags[i] = "O"
 
-# %% ../nbs/01a_tagged.ipynb #da95ac0a
+# %% ../nbs/01a_tagged.ipynb #e45eb142
 _LETTERS = dict(IOB1="BI", IOB2="BI", BIOES="BIES", BMES="BMES", BILOU="BILU")
 
 def _scheme_notes(scheme, names):
@@ -139,7 +139,7 @@ def _scheme_notes(scheme, names):
                 "what it says"]
     return [f"the tags are {scheme}" + ("" if scheme == "IOB2" else ", translated into IOB2")]
 
-# %% ../nbs/01a_tagged.ipynb #fd26b57d
+# %% ../nbs/01a_tagged.ipynb #f810b686
 def _border_notes(found, rows, scheme):
     "How many entities have no beginning, or no end where the scheme marks ends."
     starts, ends = [], []
@@ -159,7 +159,7 @@ def _border_note(lines, what, verb):
     said = f"{n:,} entities had no {what}: they {verb} where they were found"
     return f"{said} (first: line {lines[0]:,})"
 
-# %% ../nbs/01a_tagged.ipynb #f130686f
+# %% ../nbs/01a_tagged.ipynb #598cad89
 def _read_lines(path):
     "Lines of a text file, whatever ends them, without the white space behind."
     try:
@@ -170,19 +170,20 @@ def _read_lines(path):
         raise DataError(f"cannot be unpacked: {e}", where=str(path),
                         remedy="the file is damaged; get it again") from e
 
-# %% ../nbs/01a_tagged.ipynb #6289b7d6
+# %% ../nbs/01a_tagged.ipynb #6ef3543c
 def _by_tabs(line): return [part.strip() for part in line.split("\t")]
 def _by_spaces(line): return re.split(r"[ \t]+", line)
 
 def _layout(lines):
     "How lines are cut into columns, and how many columns most of them have."
-    lines = [line for line in lines if line and not line.startswith(("# ", "-DOCSTART-"))]
+    lines = [line for line in lines if line and not line.startswith("-DOCSTART-")]
+    lines = [line for line in lines if not line.startswith("# ")] or lines # those may be tokens
     tabs = sum("\t" in line for line in lines)
     cut = _by_tabs if 2*tabs > len(lines) else _by_spaces
     widths = Counter(len(cut(line)) for line in lines)
     return cut, widths.most_common(1)[0][0] if widths else 0
 
-# %% ../nbs/01a_tagged.ipynb #c713aee0
+# %% ../nbs/01a_tagged.ipynb #9d8c7370
 def _line_kind(line, fields, width):
     "What a line is: blank, document, comment or token."
     if not line: return "blank"
@@ -190,7 +191,7 @@ def _line_kind(line, fields, width):
     tagged = len(fields) == width and (fields[-1] == "O" or _TAG.fullmatch(fields[-1]))
     return "comment" if line.startswith("# ") and not tagged else "token"
 
-# %% ../nbs/01a_tagged.ipynb #32c32d3f
+# %% ../nbs/01a_tagged.ipynb #2bae8986
 _HEADER = {"token", "tokens", "word", "words", "text"}, {"tag", "tags", "ner", "label", "labels",
                                                          "ner_tag", "ner_tags", "entity"}
 
@@ -206,7 +207,7 @@ def _line_problem(fields, width):
     if not fields[-1]: return f"{fields[0]!r} has no tag"
     if not any(map(_visible, fields[0])): return "the token is empty or cannot be seen"
 
-# %% ../nbs/01a_tagged.ipynb #9dfef162
+# %% ../nbs/01a_tagged.ipynb #ed60bd85
 def _read_columns(path):
     "Sentences of a file with a token a line."
     found, lines = _Found(str(path), _COLUMNS), _read_lines(path)
@@ -223,7 +224,7 @@ def _read_columns(path):
 
 _COLUMNS = "write one token a line, its tag last, and an empty line between sentences"
 
-# %% ../nbs/01a_tagged.ipynb #4078c62e
+# %% ../nbs/01a_tagged.ipynb #7d60d420
 def _token_lines(found, lines, cut, width):
     "The number and the columns of each line with a token; None where a sentence ends."
     first = True
@@ -241,7 +242,7 @@ def _token_lines(found, lines, cut, width):
 
 _SKIPPED = dict(document="lines of -DOCSTART- skipped", comment="comment lines skipped")
 
-# %% ../nbs/01a_tagged.ipynb #d9abfc13
+# %% ../nbs/01a_tagged.ipynb #3f6a697c
 def _sentence(group):
     "The sentence of some lines."
     lines, fields = zip(*group)
@@ -255,7 +256,7 @@ def _check_numbers(found, width):
         raise DataError("the first column counts the tokens", where=found.source,
                         remedy="delete it: the token has to come first")
 
-# %% ../nbs/01a_tagged.ipynb #12c48c35
+# %% ../nbs/01a_tagged.ipynb #efc04f38
 def _tokens_problem(tokens, tags):
     "Why two values are not the tokens and the tags of a sentence, or nothing."
     if not isinstance(tokens, list) or not tokens: return "there is no list of tokens"
@@ -276,7 +277,7 @@ def _no_word(value):
     if type(value) is int: return f"is the number {value}, and nothing says what it means"
     return f"is no text: {str(value)[:40]}"
 
-# %% ../nbs/01a_tagged.ipynb #7a357b74
+# %% ../nbs/01a_tagged.ipynb #8717aee6
 def _read_tokens(found, records, column, names=None):
     "Sentences of records with `tokens` and tags; `names` are those of numbers."
     known = dict(enumerate(names or []))
@@ -289,7 +290,7 @@ def _read_tokens(found, records, column, names=None):
         else: found.sentences.append(_Sentence(line, tokens, tags, [line]*len(tokens)))
     _translate(found)
 
-# %% ../nbs/01a_tagged.ipynb #b91995d0
+# %% ../nbs/01a_tagged.ipynb #559336ab
 def _parquet_names(path, column):
     "Names of tags that `datasets` has written into the schema of a Parquet file, if it has."
     from pyarrow.parquet import read_schema
@@ -303,7 +304,7 @@ def _ending(path):
     path = Path(path)
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
-# %% ../nbs/01a_tagged.ipynb #9e420412
+# %% ../nbs/01a_tagged.ipynb #44a9aec6
 def word_spans(text:str, # of any language
               ) -> list[tuple[int, int]]: # of each word: first character, the one behind its last
     "Find words and signs; characters of Chinese and Japanese one by one."
@@ -324,7 +325,7 @@ def split_words(text:str, # of any language
     "Split a text as the usual corpora of named entities are split."
     return [text[start:end] for start, end in word_spans(text)]
 
-# %% ../nbs/01a_tagged.ipynb #af229f44
+# %% ../nbs/01a_tagged.ipynb #373ffd61
 def _pieces(text, borders):
     "Places of the words of a text, cut at `borders` too; without those that cannot be seen."
     pieces = []
@@ -333,7 +334,7 @@ def _pieces(text, borders):
         pieces += pairwise([start, *inside, end])
     return [(a, b) for a, b in pieces if any(map(_visible, text[a:b]))]
 
-# %% ../nbs/01a_tagged.ipynb #2e3829f3
+# %% ../nbs/01a_tagged.ipynb #5a572f02
 def _trimmed(text, span):
     "A span without the spaces at its ends. Raises `DataError`."
     start, end, kind = span
@@ -353,7 +354,7 @@ def _check_overlap(text, spans):
 
 def _say(text, span): return f"{text[span[0]:span[1]][:40]!r} ({span[0]} to {span[1]}, {span[2]})"
 
-# %% ../nbs/01a_tagged.ipynb #5c7a0558
+# %% ../nbs/01a_tagged.ipynb #c42df121
 def tag_spans(text:str, # as it was annotated
               spans:list[tuple[int, int, str]], # first character, the one behind the last, type
              ) -> tuple[list[str], list[str]]: # tokens, and their IOB2 tags
@@ -369,14 +370,14 @@ def tag_spans(text:str, # as it was annotated
         begun.add(i)
     return [text[a:b] for a, b in pieces], tags
 
-# %% ../nbs/01a_tagged.ipynb #52de0936
+# %% ../nbs/01a_tagged.ipynb #cc854ec3
 def _inside_words(text, spans):
     "How many spans begin or end inside a word."
     borders = {border for word in _words(text) for border in word}
     places = [_trimmed(text, span)[:2] for span in spans]
     return sum(not borders.issuperset(place) for place in places)
 
-# %% ../nbs/01a_tagged.ipynb #7136dacd
+# %% ../nbs/01a_tagged.ipynb #4984c8cc
 _KEYS = (("start", "start_offset"), ("end", "end_offset"),
          ("label", "labels", "type", "entity", "entity_group"))
 
@@ -396,7 +397,7 @@ def _read_span(text, item):
 def _first_of(item, keys):
     return next((item[key] for key in keys if item.get(key) is not None), None)
 
-# %% ../nbs/01a_tagged.ipynb #c427badb
+# %% ../nbs/01a_tagged.ipynb #31fee80d
 def _type_problem(kind):
     "Why a name is no type of entities, or nothing."
     if re.match("[BI]-", kind):
@@ -416,7 +417,7 @@ def _check_words(text, start, end, kind, words):
 
 def _same(a, b): return "".join(a.split()) == "".join(b.replace("\\n", " ").split())
 
-# %% ../nbs/01a_tagged.ipynb #f97d0fc5
+# %% ../nbs/01a_tagged.ipynb #a44d9d70
 def _from_label_studio(task):
     "Text and spans of a task; None for the spans that nobody has given. Raises `DataError`."
     try:
@@ -431,7 +432,7 @@ def _from_label_studio(task):
     if len(done) > 1: raise DataError(f"{len(done)} annotations of one text: keep one of them")
     return text, spans if done else None
 
-# %% ../nbs/01a_tagged.ipynb #c8fdd6ae
+# %% ../nbs/01a_tagged.ipynb #8af15f03
 def _text_and_spans(record, column):
     "Text and spans of a record; None for the spans where there is no answer."
     if column == "annotations": return _from_label_studio(record)
@@ -442,7 +443,7 @@ def _text_and_spans(record, column):
                         f"{str(spans)[:40]}")
     return record.get("text"), spans
 
-# %% ../nbs/01a_tagged.ipynb #246f1ab5
+# %% ../nbs/01a_tagged.ipynb #055bfa79
 def _read_texts(found, records, column):
     "Sentences of texts with spans."
     for line, record in records:
@@ -464,7 +465,7 @@ _LEFT_OUT = "texts left out because nobody has annotated or accepted them"
 
 def _spaced(text, spans): return sum(text[a:b] != text[a:b].strip() for a, b, _ in spans)
 
-# %% ../nbs/01a_tagged.ipynb #13252d63
+# %% ../nbs/01a_tagged.ipynb #dd33a5e9
 _SPAN_COLUMNS = ("spans", "entities", "label", "labels")
 _TAG_COLUMNS = ("ner_tags", "tags", "labels")
 
@@ -484,7 +485,7 @@ _TEXTS = ('write rows as {"text": "Mira waits", "spans": [[0, 4, "PER"]]}: chara
           "the end not included, no character in two spans")
 _RECORDS = f'{_TOKENS}, or as {{"text": "Mira waits", "spans": [[0, 4, "PER"]]}}'
 
-# %% ../nbs/01a_tagged.ipynb #5d05fc2a
+# %% ../nbs/01a_tagged.ipynb #3b18a13d
 def _read_records(path):
     "Sentences of a JSON, JSON Lines or Parquet file."
     records = open_records(path)
@@ -494,7 +495,7 @@ def _read_records(path):
     else: _read_tokens(found, records, column, _parquet_names(path, column))
     return found
 
-# %% ../nbs/01a_tagged.ipynb #6434d5ad
+# %% ../nbs/01a_tagged.ipynb #a449c21b
 def _read_dataset(source, rows):
     "Sentences of a `Dataset` with `tokens` and tags, such as a corpus or a data set of the hub."
     form, column = _form(rows.column_names, source)
@@ -507,7 +508,7 @@ def _read_dataset(source, rows):
     if kept: found.columns["part"] = list(map(str, rows["part"]))
     return found
 
-# %% ../nbs/01a_tagged.ipynb #ab01e125
+# %% ../nbs/01a_tagged.ipynb #3189c59a
 def _check(found, max_tokens):
     "Raise `DataError` with all problems of the sentences."
     long = [s for s in found.sentences if len(s.tokens) > max_tokens]
@@ -522,7 +523,7 @@ def _check(found, max_tokens):
         raise DataError(f"none of the {len(found.sentences):,} sentences has an entity",
                         where=found.source, remedy=found.remedy)
 
-# %% ../nbs/01a_tagged.ipynb #d71ba0e3
+# %% ../nbs/01a_tagged.ipynb #f0762863
 def _check_types(found, labels):
     "Refuse types that are one and the same, and types that a saved run does not know."
     used = {tag for s in found.sentences for tag in s.tags}
@@ -535,7 +536,7 @@ def _check_types(found, labels):
     unknown = sorted(used - set(labels)) if labels else []
     if unknown: raise _unknown_types(found, unknown, labels)
 
-# %% ../nbs/01a_tagged.ipynb #9268691d
+# %% ../nbs/01a_tagged.ipynb #c71c246b
 def _unknown_types(found, unknown, labels):
     "The message for tags that a run does not know, with what may have been meant."
     known = list(dict.fromkeys(label[2:] for label in labels if label != "O"))
@@ -548,7 +549,7 @@ def _unknown_types(found, unknown, labels):
     return DataError(said, where=f"{found.source}, first at line {row:,}",
                      remedy="".join(meant[:3]) + f"it knows: {', '.join(known[:20])}")
 
-# %% ../nbs/01a_tagged.ipynb #3ff72345
+# %% ../nbs/01a_tagged.ipynb #97d27006
 def _dataset(found, labels):
     "A Dataset of sentences that were checked; its description says what was decided."
     from datasets import ClassLabel, Dataset, Features, List, Value
@@ -567,7 +568,7 @@ def _dataset(found, labels):
     rows.info.description = "\n".join(found.notes + counted)
     return rows
 
-# %% ../nbs/01a_tagged.ipynb #1f2b1049
+# %% ../nbs/01a_tagged.ipynb #649e99b6
 _COLUMN_FILES = (".conll", ".iob", ".iob2", ".bio", ".bioes", ".txt", ".tsv")
 _RECORD_FILES = (".jsonl", ".json", ".parquet")
 
@@ -582,7 +583,7 @@ def _read(source):
     raise DataError(f"files that end in {ending or 'nothing'} are not read", where=name,
                     remedy=f"use one of {', '.join(_COLUMN_FILES + _RECORD_FILES)}, also .gz")
 
-# %% ../nbs/01a_tagged.ipynb #00f51928
+# %% ../nbs/01a_tagged.ipynb #763eea50
 def load_tagged(source:str|Path, # a file (see below), name of a corpus, or a hub id
                 *,
                 labels:list[str]|None=None, # IOB2 tags of a saved run, for files that it shall read

@@ -91,6 +91,7 @@ def test_the_token_of_a_number_sign_is_no_comment(tmp_path):
     for separator in " \t":
         rows = load_tagged(write(tmp_path / "a.conll", conll([[("#", "O"), ("Oslo", "B-LOC")], [("#", "B-LOC")]], separator)))
         assert rows["tokens"][:] == [["#", "Oslo"], ["#"]]
+    assert load_tagged(write(tmp_path / "b.conll", "# B-LOC\n"))["tokens"][:] == [["#"]]  # hypothesis has found it
 
 
 def test_a_token_may_hold_a_space_where_tabs_separate(tmp_path):
@@ -100,6 +101,7 @@ def test_a_token_may_hold_a_space_where_tabs_separate(tmp_path):
 
 BROKEN = {
     "another number of columns": ("Mira B-PER\nNew York B-LOC\n", r"line 2: 3 columns where most lines have 2"),
+    "another number in the first line": ("New York B-LOC\nwaits O\nhere O\n", "line 1: 3 columns where most lines have 2"),
     "no tag": ("Mira B-PER\nwaits\nhere O\n", "line 2: 'waits' has no tag"),
     "an empty tag": ("Mira\tB-PER\nwaits\t\nhere\tO\n", "line 2: 'waits' has no tag"),
     "no tag anywhere": ("Mira\nwaits\n", "one column"),
@@ -149,6 +151,11 @@ def test_entities_without_a_beginning_or_an_end_are_counted(tmp_path):
     assert tags_of(rows) == ["B-PER O B-PER", "B-LOC"]
     assert "2 entities had no beginning: they begin where they were found (first: line 3)" in rows.info.description
     rows = load_tagged(write(tmp_path / "b.conll", "Mira S-PER\nx O\nLund B-PER\n\nOslo S-LOC\n"))
+    assert "no beginning" not in rows.info.description
+    for lost in ("I", "E", "M", "L"):
+        rows = load_tagged(write(tmp_path / "c.conll", f"Mira B-PER\nx O\nLund {lost}-PER\n"))
+        assert "1 entity had no beginning: it begins where it was found (line 3)" in rows.info.description
+    rows = load_tagged(tmp_path / "b.conll")
     assert "1 entity had no end: it ends where it was found (line 3)" in rows.info.description
 
 
@@ -337,6 +344,13 @@ def test_a_file_for_a_run_has_the_types_and_the_ids_of_the_run(tmp_path):
     assert "b.conll, first at line 3" in str(e.value)
 
 
+def test_a_tagger_takes_the_rows_as_they_are(tmp_path):
+    from sftbook.tasks import TokenClassification
+
+    rows = load_tagged(write(tmp_path / "a.conll", "Mira I-PER\nLund I-PER\nwaits O\n"))
+    assert TokenClassification.from_rows(rows).labels == ["O", "B-PER", "I-PER"]
+
+
 def test_a_registered_corpus_and_a_hub_data_set_become_the_same_rows(monkeypatch, tmp_path):
     data = tagged_numbers().add_column("part", ["train"])
     monkeypatch.setattr(sftbook.tagged, "load_corpus", lambda name: data)
@@ -422,3 +436,29 @@ def test_spans_come_back_with_the_same_entities(rows, glue, tmp_path_factory):
     got = load_tagged(jsonl(tmp_path_factory.mktemp("any") / "a.jsonl", *records))
     assert found_entities(got) == [[[kind, "".join(words)] for kind, words in row if kind] for row in rows]
     assert ["".join(tokens) for tokens in got["tokens"]] == [record["text"].replace(" ", "") for record in records]
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.sampled_from(["Mira waits", "O", "B-PER", "PER", "\ud83d", ""]),
+                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["start", "end", "label", "labels", "text", "result", "value", "data"]), inner, max_size=4), max_leaves=12)
+KEYS = st.sampled_from(["tokens", "ner_tags", "tags", "labels", "text", "spans", "entities", "label", "data", "annotations", "answer"])
+
+
+def loads_or_says_why(path):
+    try:
+        rows = load_tagged(path)
+    except DataError as e:
+        str(e).encode()
+    else:
+        assert len(rows) and all(len(t) == len(g) > 0 for t, g in zip(rows["tokens"], rows["ner_tags"]))
+
+
+@settings(deadline=None, max_examples=300)
+@given(records=st.lists(st.dictionaries(KEYS, JSON, min_size=2, max_size=5), min_size=1, max_size=3))
+def test_any_record_is_read_or_refused_with_a_message(records, tmp_path_factory):
+    loads_or_says_why(jsonl(tmp_path_factory.mktemp("any") / "a.jsonl", *records))
+
+
+@settings(deadline=None, max_examples=200)
+@given(content=st.text("ab \t\n\r#-OBIESLMUPX\u3000\u200b\u2028\x0b\x1c👍", max_size=60))
+def test_any_lines_are_read_or_refused_with_a_message(content, tmp_path_factory):
+    loads_or_says_why(write(tmp_path_factory.mktemp("any") / "a.txt", content))
