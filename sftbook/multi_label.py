@@ -6,7 +6,7 @@
 __all__ = ['load_multi_label', 'combination_rows', 'label_matrix', 'MultiLabelPredictions', 'fit_thresholds',
            'MultiLabelClassification', 'multilabel_report', 'constant_answers', 'multi_label_baseline']
 
-# %% ../nbs/06b_multi_label.ipynb #8e08c312
+# %% ../nbs/06b_multi_label.ipynb #c0ae7a19
 import ast
 import json
 import math
@@ -30,7 +30,7 @@ from .model import check_max_length, init_classifier, load_tokenizer
 from .preprocessing import encode_texts, pad_batch
 from .tasks import Task
 
-# %% ../nbs/06b_multi_label.ipynb #a794b5d4
+# %% ../nbs/06b_multi_label.ipynb #2328e705
 def _read_names(cell, separator=None, whole=False):
     "Names in a cell, and what is wrong with it. `whole`: a text is never read as a list."
     if cell is None or isinstance(cell, str) and not any(map(_visible, cell)): return [], None
@@ -52,7 +52,7 @@ def _parse_list(cell):
         try: return list(read(cell.strip()))
         except (ValueError, SyntaxError, RecursionError, MemoryError): continue
 
-# %% ../nbs/06b_multi_label.ipynb #3f9e0630
+# %% ../nbs/06b_multi_label.ipynb #d433e56b
 def _find_separator(cells):
     "The first of the usual separators that stands in any cell that is no list."
     texts = [c for c in cells if isinstance(c, str) and not _looks_like_list(c)]
@@ -65,7 +65,7 @@ def _read_flag(cell):
     if found is None: return False, f"0, 1, true or false was expected, this is {str(cell)[:40]!r}"
     return found, None
 
-# %% ../nbs/06b_multi_label.ipynb #25317f6f
+# %% ../nbs/06b_multi_label.ipynb #338cbb75
 @dataclass
 class _Asked:
     "What was asked of `load_multi_label`, and what was found."
@@ -95,7 +95,7 @@ class _Asked:
         problems = [(i, c, what) for i, c, what in found if what]
         return [[c for c, f in flags.items() if f[0]] for flags in read], problems
 
-# %% ../nbs/06b_multi_label.ipynb #8b38c5e8
+# %% ../nbs/06b_multi_label.ipynb #c4269d6c
 def _settle(asked, names, known):
     "Lists of names as they shall be used: each label once a row, spelt in one way."
     flat = [name for row in names for name in row]
@@ -115,11 +115,11 @@ def _refuse_alike(source, flat):
     counts = Counter(flat)
     groups = [sorted(g, key=lambda n: (-counts[n], n)) for g in _same_labels(flat) if len(g) > 1]
     spelt = [", ".join(f"{n!a} ({counts[n]:,} times)" for n in group) for group in groups]
-    what = "labels that differ only by case, width, spaces, invisible marks or the form of a number: "
+    what = "labels that differ only by case, width, spaces, unseen marks or the form of a number: "
     problems = [(source, what + s) for s in spelt]
     if problems: raise DataError.from_problems(problems, remedy="spell each label in one way")
 
-# %% ../nbs/06b_multi_label.ipynb #1fcc2baf
+# %% ../nbs/06b_multi_label.ipynb #62add820
 def _check_use(asked, names, labels):
     "Raise where there is nothing to learn; note what is unusual."
     counts, source = Counter(name for row in names for name in row), asked.source
@@ -138,18 +138,20 @@ def _check_use(asked, names, labels):
 
 _TWO = "two labels are needed; for yes and no, name them and use one label a text"
 
-# %% ../nbs/06b_multi_label.ipynb #2096ca46
+# %% ../nbs/06b_multi_label.ipynb #918819e0
 def load_multi_label(source:str|Path, # a file (see `open_records`), or a hub id
                      *,
                      text:str="text", # column with the texts
-                     label:str="labels", # column with lists of labels, or "toxic,threat": columns of 0/1
+                     label:str="labels", # column with lists, or "toxic,threat": columns of 0/1
                      separator:str|None=None, # between names in a cell; found when None
                      labels:list[str]|None=None, # that a saved run knows; the file's are among them
                      max_characters:int=100_000, # longer texts are refused
                      delimiter:str|None=None, # of a CSV file; found when None
-                    ): # Dataset: `text`, `labels` (List(ClassLabel)), `file`, `row` (line where it begins)
+                    ): # Dataset: `text`, `labels` (List(ClassLabel)), `file`, `row` (line)
     "Load texts with any number of labels; check every row. Raises `DataError` with all bad rows."
-    if separator == "": raise ConfigError("a separator has at least one character", where="separator")
+    if separator == "":
+        raise ConfigError("a separator has at least one character", where="separator",
+                          remedy="leave it out: it is found")
     columns, records, notes = _open(source, label, delimiter)
     several = label not in columns and "," in label
     wanted = [c for c in map(str.strip, label.split(",")) if c] if several else [label]
@@ -162,7 +164,7 @@ def load_multi_label(source:str|Path, # a file (see `open_records`), or a hub id
     if labels is None: _check_use(asked, names, order)
     return _as_dataset(asked, order, texts, names, lines)
 
-# %% ../nbs/06b_multi_label.ipynb #92a45a17
+# %% ../nbs/06b_multi_label.ipynb #ff22232e
 def _open(source, label, delimiter):
     "Names of the columns, numbered records, and notes."
     if str(source) in REGISTRY:
@@ -192,7 +194,7 @@ def _read_records(asked, records):
     if placed: raise DataError.from_problems(placed, remedy="correct or delete these rows")
     return texts, lines, names
 
-# %% ../nbs/06b_multi_label.ipynb #e4522ba0
+# %% ../nbs/06b_multi_label.ipynb #91cfffbe
 def _as_dataset(asked, order, texts, names, lines):
     "Rows with labels as numbers in ascending order; what was decided is their description."
     from datasets import ClassLabel, Dataset, Features, List, Value
@@ -208,7 +210,7 @@ def _as_dataset(asked, order, texts, names, lines):
     rows.info.description = "\n".join(asked.notes)
     return rows
 
-# %% ../nbs/06b_multi_label.ipynb #2659c5e3
+# %% ../nbs/06b_multi_label.ipynb #67daed5c
 def combination_rows(rows, # with `labels`: List(ClassLabel)
                      min_rows:int=10, # combinations with fewer rows are merged
                     ): # the same rows with a ClassLabel column `label`
@@ -239,7 +241,7 @@ def _merge_rare(sets, min_rows):
     smallest = min((s for s in sizes if s is not None), key=lambda s: (sizes[s], s))
     return [smallest if s is None else s for s in final]
 
-# %% ../nbs/06b_multi_label.ipynb #d2780e5c
+# %% ../nbs/06b_multi_label.ipynb #ff8cd644
 def label_matrix(rows, # with `labels`: names, or ids of a ClassLabel or of `labels`
                  labels:list[str], # names of the columns
                 ) -> np.ndarray: # (rows, labels), True where a row has a label
@@ -260,7 +262,7 @@ def _label_ids(rows, labels):
     if wrong: raise DataError.from_problems(wrong, remedy=f"labels are {', '.join(labels[:20])}")
     return found
 
-# %% ../nbs/06b_multi_label.ipynb #3c0becb9
+# %% ../nbs/06b_multi_label.ipynb #4289411f
 @dataclass
 class MultiLabelPredictions:
     "Predicted probabilities in the order of the rows, and the answers that follow from them."
@@ -276,7 +278,7 @@ class MultiLabelPredictions:
     def names(self) -> list[list[str]]: # names of the labels of each row, perhaps none
         return [[n for n, given in zip(self.label_names, row) if given] for row in self.labels]
 
-# %% ../nbs/06b_multi_label.ipynb #6c75e974
+# %% ../nbs/06b_multi_label.ipynb #4c970ae9
 def _best_threshold(truth, probabilities):
     "The threshold of best F1 for yes and no of many rows, or of many cells."
     values = np.unique(probabilities)
@@ -288,12 +290,12 @@ def _best_threshold(truth, probabilities):
     best = thresholds[f1 >= f1.max() - 1e-12] if len(positive) else np.array([0.5])
     return float(best[np.argmin(abs(best - 0.5))])
 
-# %% ../nbs/06b_multi_label.ipynb #e7ef3c53
+# %% ../nbs/06b_multi_label.ipynb #8a0c1a84
 def fit_thresholds(references, # (rows, labels) bool, of validation rows
                    probabilities, # (rows, labels) of the same rows
                    min_rows:int=10, # labels with fewer positive rows share a threshold
                   ) -> list[float]: # of each label
-    "For each label the threshold of best F1, for rare ones that of best F1 micro. Raises `DataError`."
+    "Of each label the threshold of best F1; of rare ones that of best F1 micro. Raises `DataError`."
     truth, p = _truth(references, "references"), _checked(probabilities)
     _check_shapes(truth, p)
     shared = _best_threshold(truth.ravel(), p.ravel())
@@ -310,14 +312,14 @@ def _checked(values):
     p = np.asarray(values, dtype=float)
     if p.ndim == 2 and np.isfinite(p).all() and ((p >= 0) & (p <= 1)).all(): return p
     raise DataError("expected numbers in [0, 1] of shape (rows, labels)", where="probabilities",
-                    remedy="apply the sigmoid to scores; if they are not finite, look at the training")
+                    remedy="apply the sigmoid to scores; if they are not finite, look at training")
 
 def _check_shapes(truth, other):
     if truth.shape != other.shape:
         raise DataError(f"shapes {truth.shape} and {other.shape} differ", where="evaluation",
                         remedy="give a row a row and a column a label, in the same order")
 
-# %% ../nbs/06b_multi_label.ipynb #d599abcd
+# %% ../nbs/06b_multi_label.ipynb #8c392d0f
 class _YesNoBatches:
     "How batches of yes and no are made, what they cost, and how scores become probabilities."
     def collate(self, features):
@@ -335,7 +337,7 @@ class _YesNoBatches:
 
     def decode(self, outputs): return list(outputs.float().sigmoid().cpu().numpy())
 
-# %% ../nbs/06b_multi_label.ipynb #fbf78443
+# %% ../nbs/06b_multi_label.ipynb #0e908ab2
 @dataclass
 class MultiLabelClassification(_YesNoBatches, Task):
     "Any number of labels a text. Rows have `text` and, to train or measure, `labels`."
@@ -379,21 +381,21 @@ class MultiLabelClassification(_YesNoBatches, Task):
 
     def usage(self): return '"a text", truncation=True, top_k=None'
 
-# %% ../nbs/06b_multi_label.ipynb #77e62aa5
+# %% ../nbs/06b_multi_label.ipynb #cec22c4f
 MultiLabelClassification.directions = dict(
     f1_micro=True, f1_macro=True, precision_micro=True, recall_micro=True, exact_match=True,
     hamming_loss=False, log_loss=False)
 
 def _check_settings(labels, thresholds):
     if len(set(labels)) < max(2, len(labels)):
-        raise ConfigError("at least two different labels are needed", where=f"labels {labels}"[:200],
-                          remedy="check the labels column")
+        raise ConfigError("at least two different labels are needed",
+                          where=f"labels {labels}"[:200], remedy="check the labels column")
     if thresholds is None: return
     if len(thresholds) != len(labels) or not all(0 <= t <= 1 for t in thresholds):
         raise ConfigError(f"{len(labels)} thresholds in [0, 1] are needed, one a label",
                           where=f"thresholds {thresholds}"[:200], remedy="use fit_thresholds")
 
-# %% ../nbs/06b_multi_label.ipynb #13e0b5b3
+# %% ../nbs/06b_multi_label.ipynb #a04af63f
 def _row_counts(truth, given):
     "(rows, labels, 3): right, there, given."
     return np.stack([truth & given, truth, given], -1).astype(float)
@@ -408,11 +410,11 @@ def _cell_scores(counts, confidence=0.95):
                 exact_match=wilson_interval(exact, len(sums), confidence),
                 hamming_loss=_group_rate(wrong.sum(1), cells, confidence))
 
-# %% ../nbs/06b_multi_label.ipynb #b23c7ca0
+# %% ../nbs/06b_multi_label.ipynb #f35d21d9
 def _macro_interval(counts, confidence, lend=0.5):
-    "Mean F1 of the labels that are there or were given, with an interval over rows."
+    "Mean F1 of the labels that are there, with an interval over rows."
     n, totals = len(counts), counts.sum(0)
-    used = totals[:, 1:].sum(-1) > 0
+    used = totals[:, 1] > 0
     if not used.any(): return Interval(0., 0., 1., 0, confidence)
     counts, (right, there, given) = counts[:, used], totals[used].T
     value, k = float((2*right/(there + given)).mean()), int(used.sum())
@@ -425,7 +427,7 @@ def _macro_interval(counts, confidence, lend=0.5):
     low, high = _wilson(f1.mean(), f1.mean()*(1 - f1.mean())/variance, confidence)
     return Interval(value, min(value, low), max(value, high), n, confidence)
 
-# %% ../nbs/06b_multi_label.ipynb #4f916249
+# %% ../nbs/06b_multi_label.ipynb #e7ba01db
 def _paired_labels(truth, a, b, confidence=0.95, resamples=2000, seed=0):
     "Difference in F1 micro: bootstrap over rows, and a test that swaps answers of rows."
     ours, theirs = _row_counts(truth, a).sum(1), _row_counts(truth, b).sum(1)
@@ -444,12 +446,12 @@ def _paired_labels(truth, a, b, confidence=0.95, resamples=2000, seed=0):
     only = int((right & ~other).sum()), int((other & ~right).sum())
     return PairedTest(interval, float(p), *only)
 
-# %% ../nbs/06b_multi_label.ipynb #a62bb607
+# %% ../nbs/06b_multi_label.ipynb #808df75d
 def multilabel_report(references, # (rows, labels) bool: what is true
                       probabilities, # (rows, labels) in [0, 1]
                       thresholds:list[float]|None, # of each label; 0.5 when None
                       label_names:list[str], # names of the columns
-                      baselines:dict|None=None, # name -> (rows, labels) bool: answers of another system
+                      baselines:dict|None=None, # name -> (rows, labels) bool: other answers
                       *,
                       confidence:float=0.95, # of the intervals
                       resamples:int=2000, # of comparisons, over rows
@@ -463,16 +465,26 @@ def multilabel_report(references, # (rows, labels) bool: what is true
     given = MultiLabelPredictions(p, label_names, thresholds or [0.5]*len(label_names)).labels
     metrics = _cell_scores(_row_counts(truth, given), confidence)
     metrics["log_loss"] = _log_loss(truth, p, confidence)
-    classes = [dict(label=name, **_class_scores(t, g, None, confidence))
+    classes = [_label_scores(name, t, g, confidence)
                for name, t, g in zip(label_names, truth.T, given.T)]
     report = Report("multi-label classification", len(truth), metrics, classes,
                     label_names=list(label_names), extra=extra or {})
     for name, other in (baselines or {}).items():
         other = _truth(other, f"baseline {name!r}")
         _check_shapes(truth, other)
-        report.baselines[name] = _cell_scores(_row_counts(truth, other), confidence)
+        scores = _cell_scores(_row_counts(truth, other), confidence)
+        report.baselines[name] = {m: scores[m] for m in _COMPARED}
         report.comparisons[name] = _paired_labels(truth, given, other, confidence, resamples)
     return report
+
+def _label_scores(name, there, given, confidence):
+    "Precision, recall and F1 of one label; without a row that has it there is no F1."
+    scores = _class_scores(there, given, None, confidence)
+    if not there.any(): scores["f1"] = None
+    return dict(label=name, **scores)
+
+# A saved report has its names in alphabetical order, and shows the first beside the difference.
+_COMPARED = ("f1_micro", "hamming_loss", "precision_micro", "recall_micro")
 
 def _log_loss(truth, p, confidence):
     "Binary cross entropy of a cell, in nats."
@@ -480,7 +492,7 @@ def _log_loss(truth, p, confidence):
     per_row = -np.log(np.maximum(np.where(truth, p, 1 - p), least)).mean(1)
     return _score_interval(per_row, -math.log(least), np.arange(len(p)), confidence)
 
-# %% ../nbs/06b_multi_label.ipynb #3a07b48c
+# %% ../nbs/06b_multi_label.ipynb #dbaa7770
 def constant_answers(train_labels, # (rows, labels) bool
                      n:int, # rows to answer
                     ) -> dict[str, np.ndarray]: # name -> (n, labels) bool
@@ -490,7 +502,7 @@ def constant_answers(train_labels, # (rows, labels) bool
     return {"no label": nothing,
             "most frequent label": nothing | (np.arange(len(counts)) == counts.argmax())}
 
-# %% ../nbs/06b_multi_label.ipynb #977fb0e7
+# %% ../nbs/06b_multi_label.ipynb #01e20091
 def multi_label_baseline(train_texts, # texts of the training rows
                          train_labels, # (rows, labels) bool
                          texts, # texts to answer
