@@ -6,7 +6,7 @@
 __all__ = ['load_multi_label', 'combination_rows', 'label_matrix', 'MultiLabelPredictions', 'fit_thresholds',
            'MultiLabelClassification', 'multilabel_report', 'constant_answers', 'multi_label_baseline']
 
-# %% ../nbs/06b_multi_label.ipynb #c0ae7a19
+# %% ../nbs/06b_multi_label.ipynb #eabec3de
 import ast
 import json
 import math
@@ -30,7 +30,7 @@ from .model import check_max_length, init_classifier, load_tokenizer
 from .preprocessing import encode_texts, pad_batch
 from .tasks import Task
 
-# %% ../nbs/06b_multi_label.ipynb #2328e705
+# %% ../nbs/06b_multi_label.ipynb #59b95872
 def _read_names(cell, separator=None, whole=False):
     "Names in a cell, and what is wrong with it. `whole`: a text is never read as a list."
     if cell is None or isinstance(cell, str) and not any(map(_visible, cell)): return [], None
@@ -52,7 +52,7 @@ def _parse_list(cell):
         try: return list(read(cell.strip()))
         except (ValueError, SyntaxError, RecursionError, MemoryError): continue
 
-# %% ../nbs/06b_multi_label.ipynb #d433e56b
+# %% ../nbs/06b_multi_label.ipynb #9c9779ff
 def _find_separator(cells):
     "The first of the usual separators that stands in any cell that is no list."
     texts = [c for c in cells if isinstance(c, str) and not _looks_like_list(c)]
@@ -65,10 +65,38 @@ def _read_flag(cell):
     if found is None: return False, f"0, 1, true or false was expected, this is {str(cell)[:40]!r}"
     return found, None
 
-# %% ../nbs/06b_multi_label.ipynb #338cbb75
+# %% ../nbs/06b_multi_label.ipynb #79b3c614
+def _read_lists(cells, column, separator=None):
+    "Names in each cell, problems (row, column, sentence), and the separator that was used."
+    values = [row[column] for row in cells]
+    used = separator or _find_separator(values)
+    read = [_read_names(value, used, whole=bool(separator)) for value in values]
+    problems = [(i, column, what) for i, (_, what) in enumerate(read) if what]
+    return [names for names, _ in read], problems, used
+
+# %% ../nbs/06b_multi_label.ipynb #4af383c9
+def _read_flags(cells, columns):
+    "Names of the columns that say yes in each row, and problems (row, column, sentence)."
+    names, problems = [], []
+    for i, row in enumerate(cells):
+        read = {c: _read_flag(row[c]) for c in columns}
+        problems += [(i, c, what) for c, (_, what) in read.items() if what]
+        names.append([c for c, (yes, _) in read.items() if yes])
+    return names, problems
+
+# %% ../nbs/06b_multi_label.ipynb #4fc6f4b9
+def _refuse_alike(source, flat):
+    counts = Counter(flat)
+    groups = [sorted(g, key=lambda n: (-counts[n], n)) for g in _same_labels(flat) if len(g) > 1]
+    spelt = [", ".join(f"{n!a} ({counts[n]:,} times)" for n in group) for group in groups]
+    what = "labels that differ only by case, width, spaces, unseen marks or the form of a number: "
+    problems = [(source, what + s) for s in spelt]
+    if problems: raise DataError.from_problems(problems, remedy="spell each label in one way")
+
+# %% ../nbs/06b_multi_label.ipynb #6f05376c
 @dataclass
 class _Asked:
-    "What was asked of `load_multi_label`, and what was found."
+    "What was asked of `load_multi_label`, and what was decided."
     source:str # for messages
     text:str # column
     columns:list[str] # with labels: one with lists, or one a label
@@ -76,26 +104,6 @@ class _Asked:
     max_characters:int
     notes:list[str] = field(default_factory=list)
 
-    def read(self, cells):
-        "Names of the labels of each row; for each problem its row, column and sentence."
-        return self._read_lists(cells) if len(self.columns) == 1 else self._read_flags(cells)
-
-    def _read_lists(self, cells):
-        column, found = self.columns[0], self.separator
-        values = [row[column] for row in cells]
-        separator = found or _find_separator(values)
-        if separator: self.notes.append(f"labels are separated by {separator!r}")
-        read = [_read_names(v, separator, whole=bool(found)) for v in values]
-        problems = [(i, column, what) for i, (_, what) in enumerate(read) if what]
-        return [names for names, _ in read], problems
-
-    def _read_flags(self, cells):
-        read = [{c: _read_flag(row[c]) for c in self.columns} for row in cells]
-        found = [(i, c, f[1]) for i, flags in enumerate(read) for c, f in flags.items()]
-        problems = [(i, c, what) for i, c, what in found if what]
-        return [[c for c, f in flags.items() if f[0]] for flags in read], problems
-
-# %% ../nbs/06b_multi_label.ipynb #c4269d6c
 def _settle(asked, names, known):
     "Lists of names as they shall be used: each label once a row, spelt in one way."
     flat = [name for row in names for name in row]
@@ -111,15 +119,7 @@ def _settle(asked, names, known):
     if twice: asked.notes.append(f"{twice:,} labels that stood twice in a row count once")
     return settled
 
-def _refuse_alike(source, flat):
-    counts = Counter(flat)
-    groups = [sorted(g, key=lambda n: (-counts[n], n)) for g in _same_labels(flat) if len(g) > 1]
-    spelt = [", ".join(f"{n!a} ({counts[n]:,} times)" for n in group) for group in groups]
-    what = "labels that differ only by case, width, spaces, unseen marks or the form of a number: "
-    problems = [(source, what + s) for s in spelt]
-    if problems: raise DataError.from_problems(problems, remedy="spell each label in one way")
-
-# %% ../nbs/06b_multi_label.ipynb #62add820
+# %% ../nbs/06b_multi_label.ipynb #d0ca108f
 def _check_use(asked, names, labels):
     "Raise where there is nothing to learn; note what is unusual."
     counts, source = Counter(name for row in names for name in row), asked.source
@@ -138,7 +138,57 @@ def _check_use(asked, names, labels):
 
 _TWO = "two labels are needed; for yes and no, name them and use one label a text"
 
-# %% ../nbs/06b_multi_label.ipynb #918819e0
+# %% ../nbs/06b_multi_label.ipynb #6050cdae
+def _open(source, label, delimiter):
+    "Names of the columns, numbered records, and notes."
+    if str(source) in REGISTRY:
+        raise DataError("this has one label a text", where=str(source), remedy="use load_rows")
+    if Path(source).suffix or Path(source).exists():
+        records = open_records(source, delimiter=delimiter)
+        return records.columns, records, records.notes
+    rows = _load_from_hub(str(source))
+    names = getattr(getattr(rows.features.get(label), "feature", None), "names", None)
+    return rows.column_names, enumerate(_with_names(rows, label, names), 1), []
+
+def _with_names(rows, label, names):
+    for row in rows: yield {**row, label: [names[i] for i in row[label] or []]} if names else row
+
+# %% ../nbs/06b_multi_label.ipynb #c093ce21
+def _read_records(asked, records):
+    "Texts, lines and names of labels; one error for all rows that cannot be used."
+    texts, lines, cells, problems = [], [], [], []
+    for line, record in records:
+        what = text_problem(record.get(asked.text), asked.max_characters)
+        if what: problems.append((len(lines), asked.text, what))
+        texts.append(record.get(asked.text))
+        lines.append(line)
+        cells.append({c: record.get(c) for c in asked.columns})
+    if len(asked.columns) > 1: names, wrong = _read_flags(cells, asked.columns)
+    else: names, wrong, separator = _read_lists(cells, asked.columns[0], asked.separator)
+    if len(asked.columns) == 1 and separator:
+        asked.notes.append(f"labels are separated by {separator!r}")
+    placed = [(f"{asked.source}, row at line {lines[i]}, column {column}", what)
+              for i, column, what in sorted(problems + wrong)]
+    if placed: raise DataError.from_problems(placed, remedy="correct or delete these rows")
+    return texts, lines, names
+
+# %% ../nbs/06b_multi_label.ipynb #e4b6ad98
+def _as_dataset(asked, order, texts, names, lines):
+    "Rows with labels as numbers in ascending order; what was decided is their description."
+    from datasets import ClassLabel, Dataset, Features, List, Value
+    ids = {name: i for i, name in enumerate(order)}
+    numbers = [sorted(ids[name] for name in row) for row in names]
+    empty = sum(not row for row in names)
+    if empty: asked.notes.append(f"{empty:,} of {len(names):,} rows have no label")
+    features = Features(text=Value("string"), labels=List(ClassLabel(names=order)),
+                        file=Value("string"), row=Value("int64"))
+    files = [Path(asked.source).name]*len(texts)
+    columns = dict(text=texts, labels=numbers, file=files, row=lines)
+    rows = Dataset.from_dict(columns, features=features)
+    rows.info.description = "\n".join(asked.notes)
+    return rows
+
+# %% ../nbs/06b_multi_label.ipynb #d1ae5d8e
 def load_multi_label(source:str|Path, # a file (see `open_records`), or a hub id
                      *,
                      text:str="text", # column with the texts
@@ -164,53 +214,20 @@ def load_multi_label(source:str|Path, # a file (see `open_records`), or a hub id
     if labels is None: _check_use(asked, names, order)
     return _as_dataset(asked, order, texts, names, lines)
 
-# %% ../nbs/06b_multi_label.ipynb #ff22232e
-def _open(source, label, delimiter):
-    "Names of the columns, numbered records, and notes."
-    if str(source) in REGISTRY:
-        raise DataError("this has one label a text", where=str(source), remedy="use load_rows")
-    if Path(source).suffix or Path(source).exists():
-        records = open_records(source, delimiter=delimiter)
-        return records.columns, records, records.notes
-    rows = _load_from_hub(str(source))
-    names = getattr(getattr(rows.features.get(label), "feature", None), "names", None)
-    return rows.column_names, enumerate(_with_names(rows, label, names), 1), []
+# %% ../nbs/06b_multi_label.ipynb #4398f06a
+def _merge_rare(sets, min_rows):
+    "For each set of ids itself, the set of its rarest id, or None for the others."
+    counts, rows = Counter(sets), Counter(i for ids in sets for i in ids)
+    rarest = {s: (min(s, key=lambda i: (rows[i], i)),) if s else None for s in counts}
+    merged = [s if counts[s] >= min_rows else rarest[s] for s in sets]
+    left = Counter(merged)
+    final = [s if left[s] >= min_rows else None for s in merged]
+    sizes = Counter(final)
+    if not 0 < sizes[None] < min_rows or len(sizes) == 1: return final
+    smallest = min((s for s in sizes if s is not None), key=lambda s: (sizes[s], s))
+    return [smallest if s is None else s for s in final]
 
-def _with_names(rows, label, names):
-    for row in rows: yield {**row, label: [names[i] for i in row[label] or []]} if names else row
-
-def _read_records(asked, records):
-    "Texts, lines and names of labels; one error for all rows that cannot be used."
-    texts, lines, cells, problems = [], [], [], []
-    for line, record in records:
-        what = text_problem(record.get(asked.text), asked.max_characters)
-        if what: problems.append((len(lines), asked.text, what))
-        texts.append(record.get(asked.text))
-        lines.append(line)
-        cells.append({c: record.get(c) for c in asked.columns})
-    names, wrong = asked.read(cells)
-    placed = [(f"{asked.source}, row at line {lines[i]}, column {column}", what)
-              for i, column, what in sorted(problems + wrong)]
-    if placed: raise DataError.from_problems(placed, remedy="correct or delete these rows")
-    return texts, lines, names
-
-# %% ../nbs/06b_multi_label.ipynb #91cfffbe
-def _as_dataset(asked, order, texts, names, lines):
-    "Rows with labels as numbers in ascending order; what was decided is their description."
-    from datasets import ClassLabel, Dataset, Features, List, Value
-    ids = {name: i for i, name in enumerate(order)}
-    numbers = [sorted(ids[name] for name in row) for row in names]
-    empty = sum(not row for row in names)
-    if empty: asked.notes.append(f"{empty:,} of {len(names):,} rows have no label")
-    features = Features(text=Value("string"), labels=List(ClassLabel(names=order)),
-                        file=Value("string"), row=Value("int64"))
-    files = [Path(asked.source).name]*len(texts)
-    columns = dict(text=texts, labels=numbers, file=files, row=lines)
-    rows = Dataset.from_dict(columns, features=features)
-    rows.info.description = "\n".join(asked.notes)
-    return rows
-
-# %% ../nbs/06b_multi_label.ipynb #67daed5c
+# %% ../nbs/06b_multi_label.ipynb #e4a5fe9a
 def combination_rows(rows, # with `labels`: List(ClassLabel)
                      min_rows:int=10, # combinations with fewer rows are merged
                     ): # the same rows with a ClassLabel column `label`
@@ -229,19 +246,7 @@ def _group_name(group, names):
     if group is None: return "(other)"
     return " + ".join(names[i] for i in group) or "(none)"
 
-def _merge_rare(sets, min_rows):
-    "For each set of ids itself, the set of its rarest id, or None for the others."
-    counts, rows = Counter(sets), Counter(i for ids in sets for i in ids)
-    rarest = {s: (min(s, key=lambda i: (rows[i], i)),) if s else None for s in counts}
-    merged = [s if counts[s] >= min_rows else rarest[s] for s in sets]
-    left = Counter(merged)
-    final = [s if left[s] >= min_rows else None for s in merged]
-    sizes = Counter(final)
-    if not 0 < sizes[None] < min_rows or len(sizes) == 1: return final
-    smallest = min((s for s in sizes if s is not None), key=lambda s: (sizes[s], s))
-    return [smallest if s is None else s for s in final]
-
-# %% ../nbs/06b_multi_label.ipynb #ff8cd644
+# %% ../nbs/06b_multi_label.ipynb #6b6349a2
 def label_matrix(rows, # with `labels`: names, or ids of a ClassLabel or of `labels`
                  labels:list[str], # names of the columns
                 ) -> np.ndarray: # (rows, labels), True where a row has a label
@@ -262,7 +267,7 @@ def _label_ids(rows, labels):
     if wrong: raise DataError.from_problems(wrong, remedy=f"labels are {', '.join(labels[:20])}")
     return found
 
-# %% ../nbs/06b_multi_label.ipynb #4289411f
+# %% ../nbs/06b_multi_label.ipynb #31ec6c3e
 @dataclass
 class MultiLabelPredictions:
     "Predicted probabilities in the order of the rows, and the answers that follow from them."
@@ -278,7 +283,7 @@ class MultiLabelPredictions:
     def names(self) -> list[list[str]]: # names of the labels of each row, perhaps none
         return [[n for n, given in zip(self.label_names, row) if given] for row in self.labels]
 
-# %% ../nbs/06b_multi_label.ipynb #4c970ae9
+# %% ../nbs/06b_multi_label.ipynb #9a918a5d
 def _best_threshold(truth, probabilities):
     "The threshold of best F1 for yes and no of many rows, or of many cells."
     values = np.unique(probabilities)
@@ -290,18 +295,7 @@ def _best_threshold(truth, probabilities):
     best = thresholds[f1 >= f1.max() - 1e-12] if len(positive) else np.array([0.5])
     return float(best[np.argmin(abs(best - 0.5))])
 
-# %% ../nbs/06b_multi_label.ipynb #8a0c1a84
-def fit_thresholds(references, # (rows, labels) bool, of validation rows
-                   probabilities, # (rows, labels) of the same rows
-                   min_rows:int=10, # labels with fewer positive rows share a threshold
-                  ) -> list[float]: # of each label
-    "Of each label the threshold of best F1; of rare ones that of best F1 micro. Raises `DataError`."
-    truth, p = _truth(references, "references"), _checked(probabilities)
-    _check_shapes(truth, p)
-    shared = _best_threshold(truth.ravel(), p.ravel())
-    return [_best_threshold(t, column) if t.sum() >= min_rows else shared
-            for t, column in zip(truth.T, p.T)]
-
+# %% ../nbs/06b_multi_label.ipynb #fb4f9be6
 def _truth(values, what):
     array = np.asarray(values)
     if array.ndim == 2 and array.size and np.isin(array, (0, 1)).all(): return array.astype(bool)
@@ -319,7 +313,19 @@ def _check_shapes(truth, other):
         raise DataError(f"shapes {truth.shape} and {other.shape} differ", where="evaluation",
                         remedy="give a row a row and a column a label, in the same order")
 
-# %% ../nbs/06b_multi_label.ipynb #8c392d0f
+# %% ../nbs/06b_multi_label.ipynb #cf5e01db
+def fit_thresholds(references, # (rows, labels) bool, of validation rows
+                   probabilities, # (rows, labels) of the same rows
+                   min_rows:int=10, # labels with fewer positive rows share a threshold
+                  ) -> list[float]: # of each label
+    "Of each label the threshold of best F1, of rare ones a shared one. Raises `DataError`."
+    truth, p = _truth(references, "references"), _checked(probabilities)
+    _check_shapes(truth, p)
+    shared = _best_threshold(truth.ravel(), p.ravel())
+    return [_best_threshold(t, column) if t.sum() >= min_rows else shared
+            for t, column in zip(truth.T, p.T)]
+
+# %% ../nbs/06b_multi_label.ipynb #1d5eb1ca
 class _YesNoBatches:
     "How batches of yes and no are made, what they cost, and how scores become probabilities."
     def collate(self, features):
@@ -337,7 +343,7 @@ class _YesNoBatches:
 
     def decode(self, outputs): return list(outputs.float().sigmoid().cpu().numpy())
 
-# %% ../nbs/06b_multi_label.ipynb #0e908ab2
+# %% ../nbs/06b_multi_label.ipynb #1d2ca758
 @dataclass
 class MultiLabelClassification(_YesNoBatches, Task):
     "Any number of labels a text. Rows have `text` and, to train or measure, `labels`."
@@ -381,7 +387,7 @@ class MultiLabelClassification(_YesNoBatches, Task):
 
     def usage(self): return '"a text", truncation=True, top_k=None'
 
-# %% ../nbs/06b_multi_label.ipynb #cec22c4f
+# %% ../nbs/06b_multi_label.ipynb #70abe38d
 MultiLabelClassification.directions = dict(
     f1_micro=True, f1_macro=True, precision_micro=True, recall_micro=True, exact_match=True,
     hamming_loss=False, log_loss=False)
@@ -395,7 +401,7 @@ def _check_settings(labels, thresholds):
         raise ConfigError(f"{len(labels)} thresholds in [0, 1] are needed, one a label",
                           where=f"thresholds {thresholds}"[:200], remedy="use fit_thresholds")
 
-# %% ../nbs/06b_multi_label.ipynb #a04af63f
+# %% ../nbs/06b_multi_label.ipynb #27ce1cf2
 def _row_counts(truth, given):
     "(rows, labels, 3): right, there, given."
     return np.stack([truth & given, truth, given], -1).astype(float)
@@ -410,7 +416,7 @@ def _cell_scores(counts, confidence=0.95):
                 exact_match=wilson_interval(exact, len(sums), confidence),
                 hamming_loss=_group_rate(wrong.sum(1), cells, confidence))
 
-# %% ../nbs/06b_multi_label.ipynb #f35d21d9
+# %% ../nbs/06b_multi_label.ipynb #e83ba84a
 def _macro_interval(counts, confidence, lend=0.5):
     "Mean F1 of the labels that are there, with an interval over rows."
     n, totals = len(counts), counts.sum(0)
@@ -427,7 +433,7 @@ def _macro_interval(counts, confidence, lend=0.5):
     low, high = _wilson(f1.mean(), f1.mean()*(1 - f1.mean())/variance, confidence)
     return Interval(value, min(value, low), max(value, high), n, confidence)
 
-# %% ../nbs/06b_multi_label.ipynb #e7ba01db
+# %% ../nbs/06b_multi_label.ipynb #04e1920d
 def _paired_labels(truth, a, b, confidence=0.95, resamples=2000, seed=0):
     "Difference in F1 micro: bootstrap over rows, and a test that swaps answers of rows."
     ours, theirs = _row_counts(truth, a).sum(1), _row_counts(truth, b).sum(1)
@@ -446,7 +452,24 @@ def _paired_labels(truth, a, b, confidence=0.95, resamples=2000, seed=0):
     only = int((right & ~other).sum()), int((other & ~right).sum())
     return PairedTest(interval, float(p), *only)
 
-# %% ../nbs/06b_multi_label.ipynb #808df75d
+# %% ../nbs/06b_multi_label.ipynb #ebb366bb
+def _label_scores(name, there, given, confidence):
+    "Precision, recall and F1 of one label; without a row that has it there is no F1."
+    scores = _class_scores(there, given, None, confidence)
+    if not there.any(): scores["f1"] = None
+    return dict(label=name, **scores)
+
+# A saved report has its names in alphabetical order, and shows the first beside the difference.
+_COMPARED = ("f1_micro", "hamming_loss", "precision_micro", "recall_micro")
+
+# %% ../nbs/06b_multi_label.ipynb #6bf55aae
+def _log_loss(truth, p, confidence):
+    "Binary cross entropy of a cell, in nats."
+    least = np.finfo(float).eps
+    per_row = -np.log(np.maximum(np.where(truth, p, 1 - p), least)).mean(1)
+    return _score_interval(per_row, -math.log(least), np.arange(len(p)), confidence)
+
+# %% ../nbs/06b_multi_label.ipynb #7bf2111a
 def multilabel_report(references, # (rows, labels) bool: what is true
                       probabilities, # (rows, labels) in [0, 1]
                       thresholds:list[float]|None, # of each label; 0.5 when None
@@ -477,22 +500,7 @@ def multilabel_report(references, # (rows, labels) bool: what is true
         report.comparisons[name] = _paired_labels(truth, given, other, confidence, resamples)
     return report
 
-def _label_scores(name, there, given, confidence):
-    "Precision, recall and F1 of one label; without a row that has it there is no F1."
-    scores = _class_scores(there, given, None, confidence)
-    if not there.any(): scores["f1"] = None
-    return dict(label=name, **scores)
-
-# A saved report has its names in alphabetical order, and shows the first beside the difference.
-_COMPARED = ("f1_micro", "hamming_loss", "precision_micro", "recall_micro")
-
-def _log_loss(truth, p, confidence):
-    "Binary cross entropy of a cell, in nats."
-    least = np.finfo(float).eps
-    per_row = -np.log(np.maximum(np.where(truth, p, 1 - p), least)).mean(1)
-    return _score_interval(per_row, -math.log(least), np.arange(len(p)), confidence)
-
-# %% ../nbs/06b_multi_label.ipynb #dbaa7770
+# %% ../nbs/06b_multi_label.ipynb #4a5ee61b
 def constant_answers(train_labels, # (rows, labels) bool
                      n:int, # rows to answer
                     ) -> dict[str, np.ndarray]: # name -> (n, labels) bool
@@ -502,31 +510,36 @@ def constant_answers(train_labels, # (rows, labels) bool
     return {"no label": nothing,
             "most frequent label": nothing | (np.arange(len(counts)) == counts.argmax())}
 
-# %% ../nbs/06b_multi_label.ipynb #01e20091
-def multi_label_baseline(train_texts, # texts of the training rows
-                         train_labels, # (rows, labels) bool
-                         texts, # texts to answer
-                        ) -> np.ndarray: # (texts, labels) probabilities
-    "TF-IDF of words and word pairs (of characters without spaces), a logistic regression a label."
+# %% ../nbs/06b_multi_label.ipynb #d6365ff7
+def _tfidf(train_texts, texts):
+    "Both as vectors of word pairs, with the settings of `linear_baseline`."
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    train_texts, truth = list(train_texts), _truth(train_labels, "train_labels")
-    if len(train_texts) != len(truth):
-        raise DataError(f"{len(train_texts):,} texts and {len(truth):,} rows of labels",
-                        where="multi_label_baseline", remedy="give each text its row")
     spaces = sum(c.isspace() for text in train_texts for c in text)
-    spaced = spaces > 0.05*sum(map(len, train_texts))
+    spaced = spaces > 0.05*(sum(map(len, train_texts)) or 1)
     vectors = TfidfVectorizer(analyzer="word" if spaced else "char", ngram_range=(1, 2),
                               sublinear_tf=True)
     try: features = vectors.fit_transform(train_texts)
     except ValueError as e:
         raise DataError(f"no words found in the texts: {e}", where="train_texts",
                         remedy="give texts that are not empty") from e
-    asked, columns = vectors.transform(list(texts)), []
-    for column in truth.T:
-        if column.all() or not column.any():
-            columns.append(np.full(asked.shape[0], float(column[0])))
-            continue
-        model = LogisticRegression(max_iter=1000).fit(features, column)
-        columns.append(model.predict_proba(asked)[:, 1])
-    return np.stack(columns, 1)
+    return features, vectors.transform(texts)
+
+# %% ../nbs/06b_multi_label.ipynb #fb11bf1b
+def multi_label_baseline(train_texts, # texts of the training rows
+                         train_labels, # (rows, labels) bool
+                         texts, # texts to answer
+                        ) -> np.ndarray: # (texts, labels) probabilities
+    "TF-IDF of words and word pairs (of characters without spaces), a logistic regression a label."
+    from sklearn.linear_model import LogisticRegression
+    train_texts, truth = list(train_texts), _truth(train_labels, "train_labels")
+    if len(train_texts) != len(truth):
+        raise DataError(f"{len(train_texts):,} texts and {len(truth):,} rows of labels",
+                        where="multi_label_baseline", remedy="give each text its row")
+    features, asked = _tfidf(train_texts, list(texts))
+    p = np.zeros((asked.shape[0], truth.shape[1]))
+    for k, column in enumerate(truth.T):
+        if column.all() or not column.any(): p[:, k] = column[0]
+        else:
+            model = LogisticRegression(max_iter=1000).fit(features, column)
+            p[:, k] = model.predict_proba(asked)[:, 1]
+    return p
