@@ -137,16 +137,19 @@ def fit_temperature(logits, # (rows, classes) of validation rows
 class Interval:
     "A value with the interval that holds the truth with the given confidence."
     value:float # measured
-    low:float # lower end
-    high:float # upper end
+    low:float|None # lower end; None where no interval is known that holds
+    high:float|None # upper end
     n:int # rows, or seeds, or draws, that it was measured on
     confidence:float = 0.95 # how often intervals made this way hold the truth
     unit:str = "%" # "%": a rate in [0, 1]; "points": a difference of rates; "": a plain number
 
     def __str__(self):
-        v, low, high = (x*(100 if self.unit else 1) for x in (self.value, self.low, self.high))
-        if not self.unit: return f"{v:.3f} [{low:.3f}, {high:.3f}]"
-        return f"{v:{'+' if self.unit == 'points' else ''}.1f} {self.unit} [{low:.1f}, {high:.1f}]"
+        digits = f"{'+' if self.unit == 'points' else ''}.{1 if self.unit else 3}f"
+        scale, unit = (100, f" {self.unit}") if self.unit else (1, "")
+        said = f"{self.value*scale:{digits}}{unit}"
+        if self.low is None: return said
+        digits = digits.removeprefix("+")
+        return f"{said} [{self.low*scale:{digits}}, {self.high*scale:{digits}}]"
 
 # %% ../nbs/05_evaluation.ipynb #eec44410
 def wilson_interval(right:int, # rows that were right
@@ -468,7 +471,7 @@ def _sections(report):
     yield "", ["metric", "value"], [
         [k, "–" if getattr(v, "n", 1) == 0 else v] for k, v in report.metrics.items()]
     if report.baselines:
-        names = [m for m in ("accuracy", *report.metrics) if all(m in b for b in report.baselines.values())][:1]
+        names = [m for m in ("accuracy", "f1_micro", "f1", *report.metrics) if all(m in b for b in report.baselines.values())][:1]
         vs = lambda name: [c.difference, "< 0.001" if c.p_value < 0.001 else f"{c.p_value:.3f}"] if (c := report.comparisons.get(name)) else ["–", "–"]
         yield "Baselines on the same rows", ["baseline", *names, "this model minus it", "p"], [[k, *[b[m] for m in names], *vs(k)] for k, b in report.baselines.items()]
     if report.per_class: yield _classes_section(report)

@@ -24,7 +24,7 @@ from .corpora import (REGISTRY, _check_columns, _load_from_hub, _match_labels, _
                              label_key, label_problem)
 from .evaluation import (Interval, PairedTest, Report, _class_scores, _entity_scores,
                                 _f1_of_sums, _group_rate, _percentiles, _resample_sums,
-                                _score_interval, _swaps, _unseen, _wilson, wilson_interval)
+                                _score_interval, _swaps, _unseen, fit_tfidf, wilson_interval)
 from .files import _visible, open_records, text_problem
 from .model import check_max_length, init_classifier, load_tokenizer
 from .preprocessing import encode_texts, pad_batch
@@ -411,27 +411,17 @@ def _cell_scores(counts, confidence=0.95):
     sums, wrong = counts.sum(1), counts[..., 1:].sum(-1) - 2*counts[..., 0]
     cells = np.full(len(sums), counts.shape[1])
     micro, exact = _entity_scores(sums.astype(int), confidence), int((wrong.sum(1) == 0).sum())
-    return dict(f1_micro=micro["f1"], f1_macro=_macro_interval(counts, confidence),
+    return dict(f1_micro=micro["f1"], f1_macro=_macro_f1(counts, confidence),
                 precision_micro=micro["precision"], recall_micro=micro["recall"],
                 exact_match=wilson_interval(exact, len(sums), confidence),
                 hamming_loss=_group_rate(wrong.sum(1), cells, confidence))
 
 # %% ../nbs/06b_multi_label.ipynb #e83ba84a
-def _macro_interval(counts, confidence, lend=0.5):
-    "Mean F1 of the labels that are there, with an interval over rows."
-    n, totals = len(counts), counts.sum(0)
-    used = totals[:, 1] > 0
-    if not used.any(): return Interval(0., 0., 1., 0, confidence)
-    counts, (right, there, given) = counts[:, used], totals[used].T
-    value, k = float((2*right/(there + given)).mean()), int(used.sum())
-    rate = (2*right.sum() + 1)/((there + given).sum() + 2)
-    size = there + given + 2*lend
-    f1 = 2*(right + lend*rate)/size
-    influence = ((2*counts[..., 0] - f1*counts[..., 1:].sum(-1))/size).sum(1)/k
-    lent = lend*(rate*(2 - 2*f1)**2 + (1 - rate)*f1**2)/(size*k)**2
-    variance = (influence**2).sum()*n/max(1, n - 1) + lent.sum()
-    low, high = _wilson(f1.mean(), f1.mean()*(1 - f1.mean())/variance, confidence)
-    return Interval(value, min(value, low), max(value, high), n, confidence)
+def _macro_f1(counts, confidence=0.95):
+    "Mean F1 of the labels that are there; without an interval."
+    right, there, given = counts.sum(0)[counts.sum(0)[:, 1] > 0].T
+    if not len(there): return Interval(0., 0., 1., 0, confidence)
+    return Interval(float((2*right/(there + given)).mean()), None, None, len(counts), confidence)
 
 # %% ../nbs/06b_multi_label.ipynb #04e1920d
 def _paired_labels(truth, a, b, confidence=0.95, resamples=2000, seed=0):
@@ -458,9 +448,6 @@ def _label_scores(name, there, given, confidence):
     scores = _class_scores(there, given, None, confidence)
     if not there.any(): scores["f1"] = None
     return dict(label=name, **scores)
-
-# A saved report has its names in alphabetical order, and shows the first beside the difference.
-_COMPARED = ("f1_micro", "hamming_loss", "precision_micro", "recall_micro")
 
 # %% ../nbs/06b_multi_label.ipynb #6bf55aae
 def _log_loss(truth, p, confidence):
@@ -495,8 +482,7 @@ def multilabel_report(references, # (rows, labels) bool: what is true
     for name, other in (baselines or {}).items():
         other = _truth(other, f"baseline {name!r}")
         _check_shapes(truth, other)
-        scores = _cell_scores(_row_counts(truth, other), confidence)
-        report.baselines[name] = {m: scores[m] for m in _COMPARED}
+        report.baselines[name] = _cell_scores(_row_counts(truth, other), confidence)
         report.comparisons[name] = _paired_labels(truth, given, other, confidence, resamples)
     return report
 
@@ -510,20 +496,6 @@ def constant_answers(train_labels, # (rows, labels) bool
     return {"no label": nothing,
             "most frequent label": nothing | (np.arange(len(counts)) == counts.argmax())}
 
-# %% ../nbs/06b_multi_label.ipynb #d6365ff7
-def _tfidf(train_texts, texts):
-    "Both as vectors of word pairs, with the settings of `linear_baseline`."
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    spaces = sum(c.isspace() for text in train_texts for c in text)
-    spaced = spaces > 0.05*(sum(map(len, train_texts)) or 1)
-    vectors = TfidfVectorizer(analyzer="word" if spaced else "char", ngram_range=(1, 2),
-                              sublinear_tf=True)
-    try: features = vectors.fit_transform(train_texts)
-    except ValueError as e:
-        raise DataError(f"no words found in the texts: {e}", where="train_texts",
-                        remedy="give texts that are not empty") from e
-    return features, vectors.transform(texts)
-
 # %% ../nbs/06b_multi_label.ipynb #fb11bf1b
 def multi_label_baseline(train_texts, # texts of the training rows
                          train_labels, # (rows, labels) bool
@@ -535,7 +507,8 @@ def multi_label_baseline(train_texts, # texts of the training rows
     if len(train_texts) != len(truth):
         raise DataError(f"{len(train_texts):,} texts and {len(truth):,} rows of labels",
                         where="multi_label_baseline", remedy="give each text its row")
-    features, asked = _tfidf(train_texts, list(texts))
+    vectors = fit_tfidf(train_texts)
+    features, asked = vectors.transform(train_texts), vectors.transform(list(texts))
     p = np.zeros((asked.shape[0], truth.shape[1]))
     for k, column in enumerate(truth.T):
         if column.all() or not column.any(): p[:, k] = column[0]

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Task', 'infer_rows', 'predict', 'ClassPredictions', 'ClassAnswers', 'TextClassification', 'balanced_weights',
            'FineTuned', 'fine_tune', 'task_settings', 'pooled_features', 'fit_head', 'pseudo_labels', 'calibrate',
-           'to_iob2', 'tag_scheme', 'iob2_rows', 'split_words', 'TokenClassification', 'mask_tokens', 'pack_tokens',
-           'masked_logits', 'MaskedLanguageModelling', 'masked_report', 'save_run', 'model_card', 'SavedRun',
-           'load_run']
+           'iob2_rows', 'TokenClassification', 'mask_tokens', 'pack_tokens', 'masked_logits', 'MaskedLanguageModelling',
+           'masked_report', 'save_run', 'model_card', 'SavedRun', 'load_run']
 
 # %% ../nbs/06_tasks.ipynb #cc64a79e
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
@@ -26,10 +26,11 @@ from torch import nn
 from .core import (CheckpointError, ConfigError, DataError, atomic_folder, check_manifest,
                           pick_dtype, quiet, read_json, write_json, write_manifest)
 from .evaluation import (Interval, Report, bootstrap_interval, classification_report,
-                                entity_report, fit_temperature)
+                                entity_report, entity_spans, fit_temperature)
 from .model import (check_max_length, head_inputs, init_classifier, load_model,
                            load_tokenizer, output_layer)
 from .preprocessing import encode_texts, fingerprint, length_batches, pad_batch
+from .tagged import split_words, tag_scheme, to_iob2, word_spans
 from .trainer import Trainer, TrainingConfig, TrainingResult, check_best_metric
 
 # %% ../nbs/06_tasks.ipynb #6a5ae98e
@@ -89,10 +90,12 @@ class Task(_Saving, ABC):
     pipeline_tag:ClassVar[str] = "text-classification" # what transformers calls this kind of model
     directions:ClassVar[dict[str, bool]] = {} # names of the metrics, and whether more is better
     answers_texts:ClassVar[bool] = True # whether `SavedRun.predict` has an answer for a text
-    augment:ClassVar[Callable|None] = None # (features, numpy Generator) -> features, drawn anew for each row and epoch of training
+    augment:ClassVar[Callable|None] = None # (features, numpy Generator) -> features
 
     def infer(self, model, batch): return model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+    def join(self, answers:list): return np.mean(answers, axis=0) # of features of one row
     def gather(self, predictions:list): return predictions
+    def present(self, texts:list, predictions): return predictions # as a file can hold them
 
 _TASKS:dict[str, type] = {}
 
@@ -115,15 +118,16 @@ def infer_rows(task:Task, # says how to encode, collate and infer
             outputs = task.infer(model, {k: v.to(device) for k, v in tensors.items()})
             for i, answer in zip(batch, read(outputs), strict=True): answers[i] = answer
     model.train(training)
-    return _vote(answers, features)
+    return _of_rows(task, answers, features)
 
 # %% ../nbs/06_tasks.ipynb #e80d0b71
-def _vote(answers, features):
-    "One answer a row: where a row has several features, their mean."
+def _of_rows(task, answers, features):
+    "One answer a row: where a row has several features, the task puts theirs together."
     if not features or "row" not in features[0]: return answers
     votes = {}
-    for feature, answer in zip(features, answers): votes.setdefault(feature["row"], []).append(answer)
-    return [np.mean(votes[row], axis=0) for row in range(len(votes))]
+    for feature, answer in zip(features, answers):
+        votes.setdefault(feature["row"], []).append(answer)
+    return [task.join(votes[row]) for row in range(len(votes))]
 
 # %% ../nbs/06_tasks.ipynb #5cc3d900
 def predict(task:Task, # says how to encode, infer and decode
@@ -371,27 +375,6 @@ def calibrate(task:Task, # a classification task
         if layer.bias is not None: layer.bias /= temperature
     return temperature
 
-# %% ../nbs/06_tasks.ipynb #4415b8d7
-def to_iob2(tags:list[str], # of one sentence: IOB1, IOB2, BIOES, BMES or BILOU
-           ) -> list[str]: # the same entities in IOB2
-    "Translate tags; what goes on without a beginning begins an entity."
-    result, before = [], "O"
-    for tag in tags:
-        position, _, kind = tag.partition("-")
-        goes_on = position in tuple("IMEL") and before[0] in "BIM" and before[2:] == kind
-        result.append(("I-" if goes_on else "B-") + kind if kind else "O")
-        before = tag
-    return result
-
-# %% ../nbs/06_tasks.ipynb #a2789a70
-def tag_scheme(names:list[str], # of tags, such as O, B-PER, I-PER
-              ) -> str: # "IOB" (1 or 2), "BIOES", "BMES", "BILOU", or "plain": no entities
-    "Say which scheme tags belong to, by their first letters; parts of speech have none."
-    positions = {name[0] for name in names if name[1:2] == "-"}
-    if not positions <= set("BIOESMLU") or not positions & set("BISU"): return "plain"
-    if "M" in positions: return "BMES"
-    return "BIOES" if positions & set("ES") else "BILOU" if positions & set("LU") else "IOB"
-
 # %% ../nbs/06_tasks.ipynb #892d9f35
 def _tag_names(rows, labels=None):
     "Names of the tags of each row; numbers without names are those of `labels`, or stay."
@@ -438,24 +421,20 @@ def _word_starts(word_ids, words):
     for i, word in enumerate(word_ids): first.setdefault(word, i)
     return [first.get(word, -2) for word in range(words)]
 
-def _check_pieces(ids, starts, max_length, strict):
-    "Refuse sentences that would be cut and, in training, tokens that would be lost."
-    problems = [(f"row {i}", f"{len(row)} pieces, more than max_length={max_length}")
-                for i, row in enumerate(ids) if len(row) > max_length]
-    problems += [(f"row {i}", "a token is empty or has no piece")
-                 for i, row in enumerate(starts) if strict and (-2 in row or not row)]
-    remedy = ("split long sentences or raise max_length; "
-              "drop tokens of spaces and control characters")
-    if problems: raise DataError.from_problems(problems, remedy=remedy)
+# %% ../nbs/06_tasks.ipynb #fc3435b9
+def _parts(tokens, pieces, room):
+    "Where a sentence is cut, so that each part has at most `room` pieces: (first, behind the last)."
+    cuts, start, used = [], 0, 0
+    for i, n in enumerate(pieces):
+        if used + n > room and i > start:
+            ends = [k + 1 for k in range((start + i)//2, i) if tokens[k] in _ENDS]
+            cuts.append((start, ends[-1] if ends else i))
+            start = cuts[-1][1]
+            used = sum(pieces[start:i])
+        used += n
+    return [*cuts, (start, len(tokens))]
 
-# %% ../nbs/06_tasks.ipynb #746673f4
-def split_words(text:str, # of any language
-               ) -> list[str]: # words and signs; characters of Chinese and Japanese one by one
-    "Split a text as the usual corpora of named entities are split."
-    from tokenizers import Regex
-    from tokenizers.pre_tokenizers import BertPreTokenizer, Sequence, Split
-    characters = Split(Regex(r"[\p{Han}\p{Hiragana}\p{Katakana}]"), "isolated")
-    return [word for word, _ in Sequence([BertPreTokenizer(), characters]).pre_tokenize_str(text)]
+_ENDS = (*".!?;:", *"。！？；…")
 
 # %% ../nbs/06_tasks.ipynb #f080100a
 class _TaggedRows:
@@ -489,21 +468,48 @@ class _TaggedRows:
 
 def _is_tokens(one): return isinstance(one, (list, tuple)) and all(isinstance(t, str) for t in one)
 
+# %% ../nbs/06_tasks.ipynb #1d96ad49
+def _piece_counts(tokenizer, tokens):
+    "How many pieces each word has."
+    with quiet(): encoded = tokenizer(tokens, is_split_into_words=True, truncation=False)
+    found = [Counter(e.word_ids) for e in encoded.encodings]
+    return [[count[i] for i in range(len(words))] for count, words in zip(found, tokens)]
+
+def _check_pieces(counts):
+    "Refuse words that a model could not see while it learns."
+    problems = [(f"row {i}", "a token is empty or has no piece")
+                for i, row in enumerate(counts) if 0 in row or not row]
+    if problems: raise DataError.from_problems(
+        problems, remedy="drop tokens of spaces and control characters, and empty sentences")
+
 # %% ../nbs/06_tasks.ipynb #d18376b9
 def _tagged_features(task, rows):
-    "Pieces, where each word begins, and ids of the tags where there are any."
+    "Of each part of each row: pieces, where words begin, and ids of the tags where there are any."
     tokens, labelled = list(rows["tokens"]), "ner_tags" in rows.column_names
     if not tokens: return []
     tags = _tag_names(rows, task.labels) if labelled else []
     if labelled: _check_tags(tokens, tags, task.labels)
-    with quiet(): encoded = task.tokenizer(tokens, is_split_into_words=True, truncation=False)
-    ids = encoded["input_ids"]
-    starts = [_word_starts(e.word_ids, len(t)) for e, t in zip(encoded.encodings, tokens)]
-    _check_pieces(ids, starts, task.max_length, strict=labelled)
-    features = [dict(input_ids=i, word_starts=s) for i, s in zip(ids, starts)]
+    counts = _piece_counts(task.tokenizer, tokens)
+    if labelled: _check_pieces(counts)
+    room = task.max_length - task.tokenizer.num_special_tokens_to_add()
+    cut = [(row, *part) for row in range(len(tokens))
+           for part in _parts(tokens[row], counts[row], room)]
+    parts = [tokens[row][a:b] for row, a, b in cut]
+    encoded = task.tokenizer(parts, is_split_into_words=True, truncation=True,
+                             max_length=task.max_length)
     known = {name: i for i, name in enumerate(task.labels)}
-    for feature, row in zip(features, tags): feature["labels"] = [known[tag] for tag in row]
+    features = [dict(input_ids=e.ids, word_starts=_word_starts(e.word_ids, len(part)), row=row)
+                for e, part, (row, _, _) in zip(encoded.encodings, parts, cut)]
+    if labelled:
+        for f, (row, a, b) in zip(features, cut): f["labels"] = [known[t] for t in tags[row][a:b]]
     return features
+
+# %% ../nbs/06_tasks.ipynb #1b67a206
+def _entities(text, tags):
+    "Entities of a text with their words, kinds and places, in characters."
+    places = word_spans(text)
+    found = [(places[a][0], places[b - 1][1], kind) for a, b, kind in sorted(entity_spans(tags))]
+    return [dict(text=text[a:b], label=kind, start=a, end=b) for a, b, kind in found]
 
 # %% ../nbs/06_tasks.ipynb #0f2be17b
 @dataclass
@@ -511,8 +517,9 @@ class TokenClassification(_TaggedRows, Task):
     "One IOB2 tag a word. Rows have `tokens` and, to train or measure, `ner_tags`."
     labels:list[str] # tags in the order of their ids, such as O, B-PER, I-PER
     checkpoint:str = "minilm" # what to start from
-    max_length:int = 256 # pieces of a sentence, special tokens included; longer ones are refused
+    max_length:int = 256 # pieces, special tokens included; longer sentences are read in parts
     pipeline_tag = "token-classification"
+    directions = dict(precision=True, recall=True, f1=True)
 
     @cached_property
     def tokenizer(self): return load_tokenizer(self.checkpoint, self.max_length)
@@ -520,16 +527,26 @@ class TokenClassification(_TaggedRows, Task):
     def usage(self): return '"a text"'
 
     def encode(self, rows): return _tagged_features(self, rows)
-    def collate(self, features): return pad_batch(features, {"input_ids": self.tokenizer.pad_token_id, "word_starts": -1, "labels": -100})
+    def join(self, answers): return [tag for part in answers for tag in part]
+
+    def present(self, texts, predictions):
+        return [_entities(text, tags) if isinstance(text, str) else tags
+                for text, tags in zip(texts, predictions)]
+
+    def collate(self, features):
+        fill = {"input_ids": self.tokenizer.pad_token_id, "word_starts": -1, "labels": -100}
+        return pad_batch([{k: v for k, v in f.items() if k != "row"} for f in features], fill)
 
     def init_model(self):
         check_max_length(self.checkpoint, self.max_length)
         names = dict(enumerate(self.labels))
-        return load_model("AutoModelForTokenClassification", self.checkpoint, num_labels=len(names), id2label=names, label2id={v: k for k, v in names.items()})
+        return load_model("AutoModelForTokenClassification", self.checkpoint, num_labels=len(names),
+                          id2label=names, label2id={v: k for k, v in names.items()})
 
     def infer(self, model, batch):
         "Scores of words (batch, words, tags), and where each begins: -1 padding, -2 no piece."
-        logits = model(**{k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")}).logits
+        read = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")}
+        logits = model(**read).logits
         starts = batch["word_starts"]
         index = starts.clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1])
         return logits.gather(1, index), starts
@@ -537,7 +554,8 @@ class TokenClassification(_TaggedRows, Task):
     def loss(self, model, batch):
         scores, starts = self.infer(model, batch)
         words = starts >= 0
-        return nn.functional.cross_entropy(scores[words].float(), batch["labels"][words], reduction="sum"), int(words.sum())
+        scores, tags = scores[words].float(), batch["labels"][words]
+        return nn.functional.cross_entropy(scores, tags, reduction="sum"), int(words.sum())
 
     def decode(self, outputs):
         best, starts = outputs[0].argmax(-1).tolist(), outputs[1].tolist()
@@ -549,9 +567,6 @@ class TokenClassification(_TaggedRows, Task):
 
     def metrics(self, predictions, rows, baselines=None):
         return entity_report(_tag_names(rows, self.labels), predictions, baselines=baselines)
-
-# %% ../nbs/06_tasks.ipynb #424565bc
-TokenClassification.directions = dict(precision=True, recall=True, f1=True)
 
 # %% ../nbs/06_tasks.ipynb #5f7d15b8
 def mask_tokens(input_ids:list[int], # of one row
@@ -741,6 +756,10 @@ class SavedRun:
                               remedy=f"use transformers' {self.task.pipeline_tag} pipeline")
         inputs = [inputs] if isinstance(inputs, str) else list(inputs)
         return predict(self.task, self.model, self.task.as_rows(inputs))
+
+    def answer(self, inputs): # the same, as a file can hold it: of entities, words and places
+        "Predict, for people."
+        return self.task.present(list(inputs), self.predict(inputs))
 
 # %% ../nbs/06_tasks.ipynb #cba7ef56
 def _setting_problem(saved, name, f):
