@@ -7,8 +7,6 @@ __all__ = ['free_names', 'answer_names', 'answer_columns', 'answer_rows', 'forma
            'predict_file']
 
 # %% ../nbs/06a_batch_prediction.ipynb #8169db5e
-import csv
-import io
 import json
 import os
 from collections.abc import Callable
@@ -37,22 +35,31 @@ def answer_names(predictions, # what a saved run predicted, perhaps for no row
     "Columns of the answers: the prediction, and where there are probabilities, each of them."
     labels = getattr(predictions, "label_names", None)
     if labels is None: return ["prediction"]
-    return ["prediction", "probability", *(f"p_{name}" for name in labels)]
+    highest = [] if hasattr(predictions, "thresholds") else ["probability"]
+    return ["prediction", *highest, *(f"p_{name}" for name in labels)]
 
+# %% ../nbs/06a_batch_prediction.ipynb #80ff61aa
 def answer_columns(predictions, # what a saved run predicted
                    min_confidence:float=0., # less probable classes are not named; in [0, 1]
                   ) -> list[dict]: # of each row: column -> value
     "What a row of answers says: the class and its probabilities, or what else the task predicts."
     if not hasattr(predictions, "probabilities"): return [{"prediction": p} for p in predictions]
     columns, answers = answer_names(predictions), []
-    for name, scores in zip(predictions.names, predictions.probabilities.tolist()):
-        chosen = name if max(scores) >= min_confidence else ""
-        numbers = [round(p, 4) for p in (max(scores), *scores)]
-        answers.append(dict(zip(columns, [chosen, *numbers])))
+    several = hasattr(predictions, "thresholds")
+    for said, scores in zip(predictions.names, predictions.probabilities.tolist()):
+        if several: said = _sure(said, predictions.label_names, scores, min_confidence)
+        elif max(scores) < min_confidence: said = ""
+        numbers = [round(p, 4) for p in (scores if several else (max(scores), *scores))]
+        answers.append(dict(zip(columns, [said, *numbers])))
     return answers
 
+# %% ../nbs/06a_batch_prediction.ipynb #0f85726b
+def _sure(labels, names, scores, least):
+    "Of several labels, those that are probable enough."
+    return [label for label in labels if scores[names.index(label)] >= least]
+
 # %% ../nbs/06a_batch_prediction.ipynb #dd8887cf
-def answer_rows(run, # a `SavedRun`: `predict(texts)`
+def answer_rows(run, # a `SavedRun`: `answer(texts)`
                 rows:list[dict], # of a file
                 *,
                 text:str="text", # column with the texts
@@ -60,10 +67,18 @@ def answer_rows(run, # a `SavedRun`: `predict(texts)`
                 min_confidence:float=0., # see `answer_columns`
                ) -> list[dict]: # of each row: the columns of the answer, and `problem`
     "Answer the rows that can be answered, and say of the others why not."
-    problems = [text_problem(row.get(text), max_characters) for row in rows]
+    problems = [_input_problem(run, row.get(text), max_characters) for row in rows]
     good = [row[text] for row, problem in zip(rows, problems) if not problem]
-    answers = iter(answer_columns(run.predict(good), min_confidence) if good else [])
+    answers = iter(answer_columns(run.answer(good), min_confidence) if good else [])
     return [{"problem": what} if what else {**next(answers), "problem": ""} for what in problems]
+
+# %% ../nbs/06a_batch_prediction.ipynb #d7c80b47
+def _input_problem(run, value, max_characters):
+    "Why a value cannot be answered; taggers read lists of tokens too."
+    tokens = isinstance(value, list) and all(isinstance(token, str) for token in value)
+    if tokens and getattr(run.task, "reads_tokens", False):
+        return text_problem(" ".join(value), max_characters)
+    return text_problem(value, max_characters)
 
 # %% ../nbs/06a_batch_prediction.ipynb #57c330a2
 def _cell(value):
@@ -80,11 +95,16 @@ def format_rows(rows:list[dict], # to write
     "Rows as CSV, as a tab-separated file, or as JSON Lines."
     if suffix == ".jsonl":
         return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    out = io.StringIO()
-    writer = csv.writer(out, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
-    if header: writer.writerow(columns)
-    writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
-    return out.getvalue()
+    delimiter = "\t" if suffix == ".tsv" else ","
+    lines = [columns] if header else []
+    lines += [[_cell(row.get(column)) for column in columns] for row in rows]
+    return "".join(delimiter.join(_quoted(v, delimiter) for v in line) + "\n" for line in lines)
+
+# %% ../nbs/06a_batch_prediction.ipynb #45bd3db9
+def _quoted(field, delimiter):
+    "A field as RFC 4180 wants it; Python's writer leaves a lone carriage return bare."
+    if not any(c in field for c in (delimiter, '"', "\n", "\r")): return field
+    return '"' + field.replace('"', '""') + '"'
 
 # %% ../nbs/06a_batch_prediction.ipynb #f1eadf67
 @dataclass
@@ -106,11 +126,24 @@ class Answered:
 # %% ../nbs/06a_batch_prediction.ipynb #adaaf255
 class _Partial:
     "The unfinished output: whole rows, and a note that says where to go on."
-    def __init__(self, output, identity, resume):
+    def __init__(self, output, identity, resume, overwrite=False):
         self.output, self.path = output, output.with_name(output.name + ".partial")
         self.note = output.with_name(output.name + ".partial.json")
+        if not resume: self.refuse_what_is_there(overwrite)
         self.done = self.find(identity) if resume else {"rows": 0, "bytes": 0}
         self.done["identity"] = identity
+
+    def refuse_what_is_there(self, overwrite):
+        "A file of that name may be somebody's, or the answers of hours."
+        ours = self.note.is_file() and self.path.is_file()
+        if ours and not overwrite:
+            done = read_json(self.note).get("rows", 0)
+            raise ConfigError(f"a stopped run has left {done:,} answered rows", where=str(self.path),
+                              remedy="say --resume to go on, or --overwrite to begin again")
+        if ours: return
+        there = [path for path in (self.path, self.note) if path.exists()]
+        if there: raise ConfigError("this file is in the way", where=str(there[0]),
+                                    remedy="move it, or choose another --output")
 
     def find(self, identity):
         if not self.note.is_file() or not self.path.is_file():
@@ -191,7 +224,7 @@ def predict_file(run, # a `SavedRun`
     records = open_records(source, delimiter=delimiter)
     how = how | {"text": _column_of(records.columns, text, source)}
     identity = [sha256(Path(folder)/"MANIFEST.json"), sha256(source), delimiter, output.suffix, how]
-    partial = _Partial(output, identity, resume)
+    partial = _Partial(output, identity, resume, overwrite)
     answered = Answered(partial.done["rows"])
     rows = (record for _, record in records)
     next(islice(rows, answered.rows, answered.rows), None) # those that are done
@@ -204,7 +237,7 @@ def predict_file(run, # a `SavedRun`
 # %% ../nbs/06a_batch_prediction.ipynb #80e0b47e
 def _answer_pieces(run, pieces, columns, partial, answered, report, how):
     "Answer and write one piece after the other."
-    names = free_names([*answer_names(run.predict([])), "problem"], columns)
+    names = free_names([*answer_names(run.answer([])), "problem"], columns)
     answered.names = names
     for batch in pieces:
         answers = answer_rows(run, batch, **how)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SftbookError', 'ConfigError', 'CorpusError', 'CheckpointError', 'TrainingError', 'DataError', 'profile_name',
-           'profile', 'set_seed', 'row_seed', 'write_text', 'write_json', 'read_json', 'sha256', 'write_manifest',
-           'check_manifest', 'check_target', 'remove_leftovers', 'atomic_folder', 'reserve_folder', 'check_space',
-           'cache_dir', 'hub_is_reachable', 'quiet', 'matmul_ceiling', 'pick_dtype', 'Hardware', 'hardware', 'Cost',
-           'cost']
+           'profile', 'set_seed', 'row_seed', 'counted', 'write_text', 'write_json', 'read_json', 'sha256',
+           'write_manifest', 'check_manifest', 'check_target', 'remove_leftovers', 'atomic_folder', 'reserve_folder',
+           'check_space', 'cache_dir', 'hub_is_reachable', 'quiet', 'matmul_ceiling', 'pick_dtype', 'Hardware',
+           'hardware', 'Cost', 'cost']
 
 # %% ../nbs/00_core.ipynb #9a7bd0c8
 import contextlib
@@ -91,6 +91,16 @@ def row_seed(seed:int, # of the run
     "A seed for one row in one epoch, the same on every machine."
     digest = hashlib.blake2b(f"{seed},{epoch},{row}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+# %% ../nbs/00_core.ipynb #725f630d
+def counted(n:int, # how many
+            noun:str, # of what; its plural has an s
+            verb:str="", # in the plural, such as "are" or "were"
+           ) -> str: # such as "1 row was" or "2,000 rows were"
+    "A number with its noun, and perhaps a verb."
+    single = {"are": "is", "were": "was", "have": "has"}
+    said = f"{n:,} {noun}{'' if n == 1 else 's'}"
+    return f"{said} {single.get(verb, verb) if n == 1 else verb}".rstrip()
 
 # %% ../nbs/00_core.ipynb #223f65d0
 def _umask():

@@ -22,7 +22,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .core import CheckpointError, ConfigError, DataError, cache_dir
+from .core import CheckpointError, ConfigError, DataError, cache_dir, quiet
 
 # %% ../nbs/05_evaluation.ipynb #1bd949a7
 def _ids(values, what):
@@ -644,8 +644,9 @@ def _count_intervals(y, p, k, confidence, clusters):
     column, lent = np.cumsum(present) - 1, _lend(counts[:, present], n)
     variances = _variances(column[y], column[p], lent, units)
     values, smooth = count_metrics(*counts), count_metrics(*lent[0])
+    undefined = Interval(0., None, None, 0, confidence) # printed as a dash
     metrics = {m: _average_interval(float(values[m]), smooth[m], v, n, confidence, m)
-               for m, v in variances.items() if np.isfinite(values[m])}
+               if np.isfinite(values[m]) else undefined for m, v in variances.items()}
     if clusters is None: metrics["accuracy"] = wilson_interval((y == p).sum(), n, confidence)
     else: metrics["accuracy"] = _group_rate(*_group_sums(units, y == p, y >= 0), confidence)
     return metrics, table
@@ -884,7 +885,7 @@ def linear_baseline(train_texts, # texts of the training rows
         raise DataError("only one class to learn from", where="train_labels",
                         remedy="give rows of at least two classes")
     vectors = fit_tfidf(texts)
-    machine = LinearSVC(random_state=0).fit(vectors.transform(texts), labels)
+    with quiet(): machine = LinearSVC(random_state=0).fit(vectors.transform(texts), labels)
     return machine.predict(vectors.transform(list(test_texts)))
 
 # %% ../nbs/05_evaluation.ipynb #45398244

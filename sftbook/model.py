@@ -94,8 +94,9 @@ def find_checkpoint(checkpoint:str, # name in the book's registry, folder, or hu
     "Read the configuration of a checkpoint, and nothing else. Raises `CheckpointError` that says what the name is."
     from transformers import AutoConfig
     path, known = Path(checkpoint), [n for n, c in REGISTRY.items() if c.kind == "checkpoint"]
-    if checkpoint in REGISTRY and checkpoint not in known: raise _no_checkpoint(checkpoint, "this is a corpus")
-    near = difflib.get_close_matches(checkpoint, known, 1, 0.75)
+    if checkpoint in REGISTRY and checkpoint not in known: raise _no_checkpoint(
+        checkpoint, "this is a corpus", f"use one of {', '.join(known)}, a folder, or a hub id")
+    near = difflib.get_close_matches(checkpoint.casefold(), known, 1, 0.75)
     if near and checkpoint not in known and not path.exists():
         raise _no_checkpoint(checkpoint, "there is no such checkpoint", f"did you mean {near[0]}?")
     if path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1:

@@ -30,7 +30,7 @@ from .evaluation import (Interval, Report, bootstrap_interval, classification_re
 from .model import (check_max_length, head_inputs, init_classifier, load_model,
                            load_tokenizer, output_layer)
 from .preprocessing import encode_texts, fingerprint, length_batches, pad_batch
-from .tagged import split_words, tag_scheme, to_iob2, word_spans
+from .tagged import _ODD_TAG, split_words, tag_scheme, to_iob2, word_spans
 from .trainer import Trainer, TrainingConfig, TrainingResult, check_best_metric
 
 # %% ../nbs/06_tasks.ipynb #6a5ae98e
@@ -90,6 +90,7 @@ class Task(_Saving, ABC):
     pipeline_tag:ClassVar[str] = "text-classification" # what transformers calls this kind of model
     directions:ClassVar[dict[str, bool]] = {} # names of the metrics, and whether more is better
     answers_texts:ClassVar[bool] = True # whether `SavedRun.predict` has an answer for a text
+    reads_tokens:ClassVar[bool] = False # whether an input may be a list of tokens
     augment:ClassVar[Callable|None] = None # (features, numpy Generator) -> features
 
     def infer(self, model, batch): return model(**{k: v for k, v in batch.items() if k != "labels"}).logits
@@ -292,7 +293,7 @@ def fine_tune(task:Task, # what to train for
     trainer = Trainer(model, task.loss, task.collate, config, augment=task.augment,
                       evaluate=_measurement(task, validation_rows), directions=task.directions,
                       checkpoints=checkpoints, progress=progress)
-    identity = fingerprint(json.dumps(features), json.dumps(task_settings(task)))
+    identity = task_settings(task) | dict(rows=fingerprint(features))
     result = trainer.fit(features, resume=resume, identity=identity)
     if absent: result.messages.append(_say_absent([task.labels[i] for i in absent]))
     return FineTuned(task, model, result, truncated)
@@ -378,12 +379,24 @@ def calibrate(task:Task, # a classification task
 # %% ../nbs/06_tasks.ipynb #892d9f35
 def _tag_names(rows, labels=None):
     "Names of the tags of each row; numbers without names are those of `labels`, or stay."
+    _check_tag_column(rows)
     names = getattr(rows.features["ner_tags"].feature, "names", labels)
     if names is None and any(not isinstance(t, str) for row in rows["ner_tags"] for t in row):
         raise DataError("the tags are numbers without names", where="ner_tags",
                         remedy="give names, or a ClassLabel")
     known = dict(enumerate(names or []))
     return [[t if isinstance(t, str) else known.get(t, t) for t in row] for row in rows["ner_tags"]]
+
+# %% ../nbs/06_tasks.ipynb #2451bf28
+def _check_tag_column(rows):
+    "There must be lists of tags, and none may be empty or missing."
+    there, remedy = rows.features.get("ner_tags"), "give `tokens` and `ner_tags`, lists of names"
+    if not hasattr(there, "feature"):
+        what = "there is no column of tags" if there is None else "the tags are no lists"
+        raise DataError(what, where="ner_tags", remedy=remedy)
+    empty = [(f"row {i}", "a tag is missing") for i, row in enumerate(rows["ner_tags"])
+             if row is None or None in row or "" in row]
+    if empty: raise DataError.from_problems(empty, remedy=remedy)
 
 # %% ../nbs/06_tasks.ipynb #cbdf7f7d
 def iob2_rows(rows, # with `ner_tags`: names, or ids of a ClassLabel, in any scheme
@@ -440,7 +453,10 @@ _ENDS = (*".!?;:", *"。！？；…")
 class _TaggedRows:
     "What a tagger reads: lists of tokens, with their tags where they are known."
     def __post_init__(self):
-        scheme = tag_scheme(self.labels)
+        scheme, odd = tag_scheme(self.labels), [t for t in self.labels if _ODD_TAG.fullmatch(t)]
+        if odd and scheme == "plain" and "O" in self.labels:
+            raise ConfigError(f"{odd[0]!r} is a tag of no scheme", where="labels",
+                              remedy="write O, B-PER, I-PER and so on")
         if scheme in ("IOB", "plain"): return
         raise ConfigError(f"the tags are {scheme}, not IOB2", where=f"labels {self.labels[:8]}",
                           remedy="translate them first: rows = iob2_rows(rows)")
@@ -520,6 +536,7 @@ class TokenClassification(_TaggedRows, Task):
     max_length:int = 256 # pieces, special tokens included; longer sentences are read in parts
     pipeline_tag = "token-classification"
     directions = dict(precision=True, recall=True, f1=True)
+    reads_tokens = True
 
     @cached_property
     def tokenizer(self): return load_tokenizer(self.checkpoint, self.max_length)
@@ -807,7 +824,8 @@ def load_run(folder:str|Path, # of a saved run
     "Load a saved run. Raises `CheckpointError` where a file is missing, damaged or unknown."
     folder = Path(folder)
     if not (folder/"task.json").is_file():
-        raise CheckpointError("this is no saved run: task.json is missing", where=str(folder),
+        what = "task.json is missing" if folder.is_dir() else "there is no such folder"
+        raise CheckpointError(f"this is no saved run: {what}", where=str(folder),
                               remedy="give the folder that sftbook train or save_run wrote")
     check_manifest(folder)
     kind, settings = _saved_settings(folder/"task.json")

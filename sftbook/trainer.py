@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -235,16 +236,18 @@ def _check_identity(saved, now, path):
     "Raise `ConfigError` that names what differs between the run of a checkpoint and this one."
     names = [n for n in {**saved, **now} if saved.get(n) != now.get(n) and n not in _FREE]
     if not names: return
-    said = [f"{n} was {saved.get(n)}, now it is {now.get(n)}" if n not in ("rows", "more") else
-            "other rows, or encoded in another way" for n in names]
+    short = [n for n in names if len(f"{saved.get(n)}{now.get(n)}") < 80 and n not in _HASHES]
+    said = [f"{n} was {saved.get(n)}, now it is {now.get(n)}" for n in short]
+    said = "; ".join(said or ["the rows are others"])
     remedy = "resume with the same settings and rows, or choose another folder"
     if "num_train_epochs" in names:
         remedy += "; the learning rate falls over all planned epochs, so more of them are a new run"
-    raise ConfigError("the checkpoint belongs to a run with other settings or other rows: "
-                      + "; ".join(dict.fromkeys(said)), where=str(path), remedy=remedy)
+    raise ConfigError(f"the checkpoint belongs to a run with other settings or other rows: {said}",
+                      where=str(path), remedy=remedy)
 
 # %% ../nbs/04_trainer.ipynb #281c10a1
 _FREE = ("save_steps", "save_total_limit", "early_stopping_patience")
+_HASHES = ("rows", "lengths")
 
 # %% ../nbs/04_trainer.ipynb #f7b6acd0
 def load_checkpoint(path:Path, # a whole checkpoint
@@ -527,7 +530,7 @@ class _Run:
         self.best = _Best(self.config.metric_for_best_model, trainer.more_is_better)
         self.state = TrainingState(device=device.type, processes=processes)
         self.state.dtype = _number_format(self.config, device)
-        data = dict(rows=fingerprint(str(self.rows.lengths)), more=identity, processes=processes)
+        data = dict(lengths=fingerprint(self.rows.lengths), processes=processes) | (identity or {})
         self.checkpoints = _Checkpoints(trainer, asdict(self.config) | data, accelerator)
 
     def begin(self, resume):
@@ -644,7 +647,7 @@ class Trainer:
             features:list[dict], # encoded rows; `input_ids` gives their length
             *,
             resume:bool=False, # go on from the newest whole checkpoint, where there is one
-            identity:str="", # what else the run depends on, such as a hash of the rows
+            identity:dict[str, Any]|None=None, # what else the run depends on; a resume names it
            ) -> "TrainingResult": # what happened; the model is trained in place
         "Train. Raises `TrainingError` for a broken step, `ConfigError`, `CheckpointError`."
         with _own_accelerator() as accelerator, _faster_on_cpu(self.model, accelerator.device):

@@ -202,7 +202,7 @@ def test_going_on_with_other_options_is_refused(base, tmp_path, capsys):
     (("--resume", "--checkpoints", "nothing"), "there is no checkpoint in nothing"),
     (("--seed", "-1"), "--seed"),
     (("--test-size", "0"), "--test-size"),
-    (("--learning-rate", "nan"), "learning_rate"),
+    (("--learning-rate", "nan"), "--learning-rate must be"),
     (("--max-length", "0"), "max-length"),
     (("--text", "label"), "same column"),
     (("--metric", "f1"), "--validation-size"),
