@@ -514,10 +514,17 @@ def _show(rows):
     for row in rows:
         p = row.get("probability")
         sure = f"{p:7.1%}" if isinstance(p, float) else ""
-        said = row["prediction"]
-        if not isinstance(said, str): said = json.dumps(said, ensure_ascii=False)
-        print(f"{said or '(none)':16}{sure}  {' '.join(row['text'].split())[:80]}", flush=True)
+        said = _in_words(row["prediction"]) or "(none)"
+        print(f"{said:16}{sure}  {' '.join(row['text'].split())[:80]}", flush=True)
         if getattr(sys.stdout, "gone", False): return
+
+# %% ../nbs/08_cli.ipynb #51472f11
+def _in_words(prediction):
+    "A class, labels, tags or entities, for people."
+    if isinstance(prediction, str): return prediction
+    named = [f"{one['text']} ({one['label']})" if isinstance(one, dict) else one
+             for one in prediction]
+    return ", ".join(named)
 
 # %% ../nbs/08_cli.ipynb #5dfb9695
 def _predict_file(o):

@@ -22,7 +22,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .core import CheckpointError, ConfigError, DataError, cache_dir, quiet
+from .core import (CheckpointError, ConfigError, DataError, cache_dir, counted,
+                          quiet)
 
 # %% ../nbs/05_evaluation.ipynb #1bd949a7
 def _ids(values, what):
@@ -483,8 +484,8 @@ def _sections(report):
 # %% ../nbs/05_evaluation.ipynb #297a4c36
 def _heading(report):
     confidence = next((i.confidence for i in report.metrics.values()), 0.95)
-    classes = f", {len(report.label_names)} classes" if report.label_names else ""
-    return f"{report.task}: {report.rows:,} rows{classes}, {100*confidence:g} % intervals in brackets"
+    classes = f", {k} class{'es'*(k > 1)}" if (k := len(report.label_names)) else ""
+    return f"{report.task}: {counted(report.rows, 'row')}{classes}, {100*confidence:g} % intervals in brackets"
 
 def _as_text(report):
     tables = [(f"{title}\n" if title else "") + _text_table(header, [[_shorten(c, 44) for c in row] for row in rows]) for title, header, rows in _sections(report)]
