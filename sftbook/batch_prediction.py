@@ -123,27 +123,27 @@ class Answered:
         self.abstained += sum(a.get("prediction") == "" and not a["problem"] for a in answers)
         self.truncated += getattr(run.task, "truncated", 0)
 
+# %% ../nbs/06a_batch_prediction.ipynb #74148315
+def _refuse_what_is_there(path, note, overwrite):
+    "A file of that name may be somebody's, or the answers of hours."
+    ours = note.is_file() and path.is_file()
+    if ours and not overwrite:
+        done = read_json(note).get("rows", 0)
+        raise ConfigError(f"a stopped run has left {done:,} answered rows", where=str(path),
+                          remedy="say --resume to go on, or --overwrite to begin again")
+    there = [] if ours else [file for file in (path, note) if file.exists()]
+    if there: raise ConfigError("this file is in the way", where=str(there[0]),
+                                remedy="move it, or choose another --output")
+
 # %% ../nbs/06a_batch_prediction.ipynb #adaaf255
 class _Partial:
     "The unfinished output: whole rows, and a note that says where to go on."
     def __init__(self, output, identity, resume, overwrite=False):
         self.output, self.path = output, output.with_name(output.name + ".partial")
         self.note = output.with_name(output.name + ".partial.json")
-        if not resume: self.refuse_what_is_there(overwrite)
+        if not resume: _refuse_what_is_there(self.path, self.note, overwrite)
         self.done = self.find(identity) if resume else {"rows": 0, "bytes": 0}
         self.done["identity"] = identity
-
-    def refuse_what_is_there(self, overwrite):
-        "A file of that name may be somebody's, or the answers of hours."
-        ours = self.note.is_file() and self.path.is_file()
-        if ours and not overwrite:
-            done = read_json(self.note).get("rows", 0)
-            raise ConfigError(f"a stopped run has left {done:,} answered rows", where=str(self.path),
-                              remedy="say --resume to go on, or --overwrite to begin again")
-        if ours: return
-        there = [path for path in (self.path, self.note) if path.exists()]
-        if there: raise ConfigError("this file is in the way", where=str(there[0]),
-                                    remedy="move it, or choose another --output")
 
     def find(self, identity):
         if not self.note.is_file() or not self.path.is_file():

@@ -110,10 +110,9 @@ def infer_rows(task:Task, # says how to encode, collate and infer
     "Run the model over every row, without gradients; keep what `read` makes of each batch."
     features = task.encode(rows)
     device, answers = next(model.parameters()).device, [None]*len(features)
-    dtype, training = pick_dtype(device.type), model.training
-    half = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    training = model.training
     model.eval()
-    with torch.inference_mode(), half:
+    with torch.inference_mode(), _fast_format(device):
         for batch in length_batches([len(f["input_ids"]) for f in features], batch_size):
             tensors = task.collate([features[i] for i in batch])
             outputs = task.infer(model, {k: v.to(device) for k, v in tensors.items()})
@@ -129,6 +128,10 @@ def _of_rows(task, answers, features):
     for feature, answer in zip(features, answers):
         votes.setdefault(feature["row"], []).append(answer)
     return [task.join(votes[row]) for row in range(len(votes))]
+
+def _fast_format(device):
+    dtype = pick_dtype(device.type)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 # %% ../nbs/06_tasks.ipynb #5cc3d900
 def predict(task:Task, # says how to encode, infer and decode
@@ -174,8 +177,7 @@ class ClassAnswers:
     def decode(self, outputs): return list(outputs.float().softmax(-1).cpu().numpy())
 
     def gather(self, predictions):
-        none = np.zeros((0, len(self.labels)))
-        return ClassPredictions(np.stack(predictions) if predictions else none, self.labels)
+        return ClassPredictions(np.reshape(predictions, (-1, len(self.labels))), self.labels)
 
     def metrics(self, predictions, rows, baselines=None):
         return classification_report(rows["label"], predictions.labels, predictions.probabilities,
@@ -499,6 +501,13 @@ def _check_pieces(counts):
         problems, remedy="drop tokens of spaces and control characters, and empty sentences")
 
 # %% ../nbs/06_tasks.ipynb #d18376b9
+def _cut(task, tokens, counts):
+    "Rows in parts that fit: row, first word, the one behind the last."
+    room = task.max_length - task.tokenizer.num_special_tokens_to_add()
+    return [(row, *part) for row, words in enumerate(tokens)
+            for part in _parts(words, counts[row], room)]
+
+# %% ../nbs/06_tasks.ipynb #0dc34182
 def _tagged_features(task, rows):
     "Of each part of each row: pieces, where words begin, and ids of the tags where there are any."
     tokens, labelled = list(rows["tokens"]), "ner_tags" in rows.column_names
@@ -507,17 +516,14 @@ def _tagged_features(task, rows):
     if labelled: _check_tags(tokens, tags, task.labels)
     counts = _piece_counts(task.tokenizer, tokens)
     if labelled: _check_pieces(counts)
-    room = task.max_length - task.tokenizer.num_special_tokens_to_add()
-    cut = [(row, *part) for row in range(len(tokens))
-           for part in _parts(tokens[row], counts[row], room)]
-    parts = [tokens[row][a:b] for row, a, b in cut]
-    encoded = task.tokenizer(parts, is_split_into_words=True, truncation=True,
-                             max_length=task.max_length)
+    cut = _cut(task, tokens, counts)
+    encoded = task.tokenizer([tokens[row][a:b] for row, a, b in cut], is_split_into_words=True,
+                             truncation=True, max_length=task.max_length)
+    features = [dict(input_ids=e.ids, word_starts=_word_starts(e.word_ids, b - a), row=row)
+                for e, (row, a, b) in zip(encoded.encodings, cut)]
     known = {name: i for i, name in enumerate(task.labels)}
-    features = [dict(input_ids=e.ids, word_starts=_word_starts(e.word_ids, len(part)), row=row)
-                for e, part, (row, _, _) in zip(encoded.encodings, parts, cut)]
-    if labelled:
-        for f, (row, a, b) in zip(features, cut): f["labels"] = [known[t] for t in tags[row][a:b]]
+    for f, (row, a, b) in zip(features if labelled else [], cut):
+        f["labels"] = [known[tag] for tag in tags[row][a:b]]
     return features
 
 # %% ../nbs/06_tasks.ipynb #1b67a206
@@ -527,9 +533,29 @@ def _entities(text, tags):
     found = [(places[a][0], places[b - 1][1], kind) for a, b, kind in sorted(entity_spans(tags))]
     return [dict(text=text[a:b], label=kind, start=a, end=b) for a, b, kind in found]
 
+# %% ../nbs/06_tasks.ipynb #fed7d0d3
+class _TaggedAnswers:
+    "What a tagger answers: one tag a word; entities, where it was given texts; its report."
+    def decode(self, outputs):
+        best, starts = outputs[0].argmax(-1).tolist(), outputs[1].tolist()
+        return [self._tags(*row) for row in zip(best, starts)]
+
+    def _tags(self, best, starts):
+        words = [(i, start) for i, start in zip(best, starts) if start != -1]
+        return [self.labels[i] if start >= 0 else "O" for i, start in words]
+
+    def metrics(self, predictions, rows, baselines=None):
+        return entity_report(_tag_names(rows, self.labels), predictions, baselines=baselines)
+
+    def join(self, answers): return [tag for part in answers for tag in part]
+
+    def present(self, texts, predictions):
+        return [_entities(text, tags) if isinstance(text, str) else tags
+                for text, tags in zip(texts, predictions)]
+
 # %% ../nbs/06_tasks.ipynb #0f2be17b
 @dataclass
-class TokenClassification(_TaggedRows, Task):
+class TokenClassification(_TaggedRows, _TaggedAnswers, Task):
     "One IOB2 tag a word. Rows have `tokens` and, to train or measure, `ner_tags`."
     labels:list[str] # tags in the order of their ids, such as O, B-PER, I-PER
     checkpoint:str = "minilm" # what to start from
@@ -544,12 +570,6 @@ class TokenClassification(_TaggedRows, Task):
     def usage(self): return '"a text"'
 
     def encode(self, rows): return _tagged_features(self, rows)
-    def join(self, answers): return [tag for part in answers for tag in part]
-
-    def present(self, texts, predictions):
-        return [_entities(text, tags) if isinstance(text, str) else tags
-                for text, tags in zip(texts, predictions)]
-
     def collate(self, features):
         fill = {"input_ids": self.tokenizer.pad_token_id, "word_starts": -1, "labels": -100}
         return pad_batch([{k: v for k, v in f.items() if k != "row"} for f in features], fill)
@@ -573,17 +593,6 @@ class TokenClassification(_TaggedRows, Task):
         words = starts >= 0
         scores, tags = scores[words].float(), batch["labels"][words]
         return nn.functional.cross_entropy(scores, tags, reduction="sum"), int(words.sum())
-
-    def decode(self, outputs):
-        best, starts = outputs[0].argmax(-1).tolist(), outputs[1].tolist()
-        return [self._tags(*row) for row in zip(best, starts)]
-
-    def _tags(self, best, starts):
-        words = [(i, start) for i, start in zip(best, starts) if start != -1]
-        return [self.labels[i] if start >= 0 else "O" for i, start in words]
-
-    def metrics(self, predictions, rows, baselines=None):
-        return entity_report(_tag_names(rows, self.labels), predictions, baselines=baselines)
 
 # %% ../nbs/06_tasks.ipynb #5f7d15b8
 def mask_tokens(input_ids:list[int], # of one row
@@ -729,13 +738,14 @@ def _versions():
     from importlib.metadata import version
     return {name: version(name) for name in ("sftbook", "torch", "transformers", "tokenizers")}
 
+_ON_THE_LINE = 'or, on the command line: `sftbook predict path/of/this/folder "a text"`.\n'
+
 # %% ../nbs/06_tasks.ipynb #ff26209c
 def model_card(task:Task, # what the model does
                report:Report, # how good it is
               ) -> str: # Markdown for people
     "Say what a model is, how it was made, how good it is and how to use it."
     settings = "\n".join(f"- {k}: `{v}`" for k, v in task_settings(task).items())
-    words = 'or, on the command line: `sftbook predict path/of/this/folder "a text"`.\n'
     return f"""---
 library_name: {task.library}
 pipeline_tag: {task.pipeline_tag}
@@ -754,7 +764,7 @@ pipeline_tag: {task.pipeline_tag}
 {task.example()}
 ```
 
-{words if task.answers_texts else ""}"""
+{_ON_THE_LINE if task.answers_texts else ""}"""
 
 # %% ../nbs/06_tasks.ipynb #895d94ce
 @dataclass
@@ -830,16 +840,21 @@ def load_run(folder:str|Path, # of a saved run
     check_manifest(folder)
     kind, settings = _saved_settings(folder/"task.json")
     report = Report.from_dict(read_json(folder/"report.json"))
+    return SavedRun(*_make_again(kind, settings, folder), report)
+
+# %% ../nbs/06_tasks.ipynb #7b9217bd
+def _make_again(kind, settings, folder):
+    "The task and its model."
     try:
         task = kind(**settings, checkpoint=str(folder))
         model = task.load_model(folder)
         _check_fit(task, model)
+        return task, model
     except CheckpointError: raise
     except Exception as e: # what a stranger's folder does to a library cannot be listed
         reason = str(e).strip().partition("\n")[0] or type(e).__name__
         raise CheckpointError(f"the run cannot be loaded: {reason}", where=str(folder),
                               remedy=_RESTORE) from e
-    return SavedRun(task, model, report)
 
 # %% ../nbs/06_tasks.ipynb #363da9a7
 def _check_fit(task, model):

@@ -193,7 +193,7 @@ def test_tags_may_be_strings_or_ids_in_another_order(tagger):
 
 
 @pytest.mark.parametrize("change, said", [(lambda t: t[:-1], "tokens and"), (lambda t: [*t, 0], "tokens and"), (lambda t: [-100, *t[1:]], "-100"), (lambda t: [99, *t[1:]], "99"),
-                                          (lambda t: [None, *t[1:]], "None"), (lambda t: [2, *t[1:]], "begins with I-")])
+                                          (lambda t: [None, *t[1:]], "a tag is missing"), (lambda t: [2, *t[1:]], "begins with I-")])
 def test_rows_whose_tags_are_not_those_of_their_tokens_are_refused_together(change, said, tagger):
     task, tokens = tagger[0], tagged_rows()["tokens"]
     tags = [[task.labels.index(t) for t in row] for row in tagged_rows()["ner_tags"]]
