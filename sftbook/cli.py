@@ -294,11 +294,18 @@ def _same_options(o):
                                remedy="use the same options, or another folder of checkpoints")
 
 # %% ../nbs/08_cli.ipynb #06bccb9a
-def _keep_options(o):
-    "Write the options beside the checkpoints."
-    if not o.checkpoints or (o.checkpoints/"run.toml").exists(): return
-    o.checkpoints.mkdir(parents=True, exist_ok=True)
-    write_text(o.checkpoints/"run.toml", _run_file(vars(o)))
+@contextlib.contextmanager
+def _options_kept(o):
+    "Keep the options beside the checkpoints; without a checkpoint nothing is left."
+    file = o.checkpoints and o.checkpoints/"run.toml"
+    if file and not file.exists():
+        o.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_text(file, _run_file(vars(o)))
+    try: yield
+    finally:
+        if file and not any(o.checkpoints.glob("step-*")):
+            file.unlink()
+            with contextlib.suppress(OSError): o.checkpoints.rmdir() # the user may have more there
 
 # %% ../nbs/08_cli.ipynb #55a08afd
 def _check_options(o):
@@ -424,8 +431,7 @@ def _train(o):
     print(f"{len(rows):,} rows to train on, {len(test):,} put aside for the test, "
           "no near-duplicate on both sides\n", flush=True)
     task, start = recipe.task(rows), time.perf_counter()
-    _keep_options(o)
-    tuned = train_model(recipe, task, rows, validation, test, config)
+    with _options_kept(o): tuned = train_model(recipe, task, rows, validation, test, config)
     report, parts = measure(recipe, task, tuned, rows, test, time.perf_counter() - start)
     files = {"run.toml": _run_file(vars(o))}
     _save(o.output, o.overwrite, lambda folder, replace: save_run(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .core import CheckpointError, DataError, write_text
+from .core import CheckpointError, DataError, quiet, write_text
 from .evaluation import fit_temperature, fit_tfidf
 from .tasks import ClassAnswers, Task
 
@@ -120,7 +120,7 @@ def fit_linear(rows, # a Dataset with `text` and `label`
                         remedy="give rows of at least two classes")
     task.vectors = fit_tfidf(list(rows["text"]))
     features = task.vectors.transform(list(rows["text"]))
-    machine = LinearSVC(random_state=0).fit(features, labels)
+    with quiet(): machine = LinearSVC(random_state=0).fit(features, labels)
     scale = _temperature(features, labels)
     model = task.init_model()
     _set_weights(model, machine.classes_, machine.coef_/scale, machine.intercept_/scale)
@@ -133,15 +133,18 @@ def _scores(decisions):
     return np.stack([-decisions, decisions], 1)/2
 
 # %% ../nbs/06c_linear.ipynb #bf58ded8
-def _temperature(features, labels, folds=5):
+def _temperature(features, labels, folds=5, most=10_000):
     "Of scores of rows that were held out; 1 where a class has one row only."
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.svm import LinearSVC
+    if len(labels) > most: # a temperature is one number: more rows do not make it better
+        chosen = np.random.default_rng(0).choice(len(labels), most, replace=False)
+        features, labels = features[chosen], labels[chosen]
     folds = min(folds, np.unique(labels, return_counts=True)[1].min())
     if folds < 2: return 1.
     parts = StratifiedKFold(folds, shuffle=True, random_state=0)
-    held = cross_val_predict(LinearSVC(random_state=0), features, labels, cv=parts,
-                             method="decision_function")
+    with quiet(): held = cross_val_predict(LinearSVC(random_state=0), features, labels, cv=parts,
+                                           method="decision_function")
     return fit_temperature(_scores(held), np.unique(labels, return_inverse=True)[1])
 
 # %% ../nbs/06c_linear.ipynb #a337b152

@@ -14,7 +14,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from .core import ConfigError, DataError, check_space, hardware, quiet
+from .core import ConfigError, DataError, check_space, counted, hardware, quiet
 from .corpora import load_rows
 from .evaluation import majority_baseline
 from .linear import fit_linear
@@ -34,6 +34,7 @@ class Recipe:
 
     def __init__(self, o): self.o = o
     def load(self, source, labels=None): raise NotImplementedError # rows; of a run's labels
+    def load_test(self, source, rows): return self.load(source, self.names(rows))
     def names(self, rows): raise NotImplementedError # labels of the rows
     def task(self, rows): raise NotImplementedError # the task that they are for
     def select(self, rows): return rows # what is left of them to train on
@@ -52,8 +53,10 @@ def prepare_rows(recipe:Recipe, # loads them
     o = recipe.o
     rows, test = _look(recipe, o.data), None
     if o.test_data:
-        test = recipe.load(o.test_data, recipe.names(rows))
+        test = recipe.load_test(o.test_data, rows)
         rows = without_copies(rows, test, "the test file")
+        if not len(rows): raise DataError("no row is left to train on: all stand in the test file",
+                                          where=str(o.test_data), remedy="give another file")
     sizes = dict(validation_size=o.validation_size, test_size=0. if test else o.test_size)
     if not any(sizes.values()): return rows, None, test
     clusters = duplicate_clusters(list(rows["text"]))
@@ -69,8 +72,9 @@ def _look(recipe, source):
     say(f"\nLooking at {source}\n\n{audit(rows)}\n{rows.info.description}")
     rows, dropped = deduplicate(rows)
     torn = dropped["label_conflicts"]
-    said = f" and {torn:,} rows whose copies carry another label" if "label" in rows.features else ""
-    say(f"dropped {dropped['duplicates']:,} copies{said};")
+    said = f" and {counted(torn, 'row')} whose copies carry another label" if torn else ""
+    copies = dropped["duplicates"]
+    say(f"dropped {copies:,} cop{'y' if copies == 1 else 'ies'}{said}")
     return recipe.select(rows)
 
 # %% ../nbs/06d_recipes.ipynb #58da52fb
@@ -134,6 +138,17 @@ def measure(recipe:Recipe, # has baselines
                     "seconds_with_preparation": round(seconds, 1)}
     return report, recipe.parts(report, predictions, test)
 
+# %% ../nbs/06d_recipes.ipynb #a9eb4734
+def _only_kept(recipe, source, kept):
+    "Test rows without those of classes that were too rare to train on."
+    from datasets import ClassLabel
+    test = recipe.load(source, [*kept, *recipe.rare])
+    rows = [i for i, label in enumerate(test["label"]) if label < len(kept)]
+    if len(rows) < len(test):
+        say(f"of the test rows, {counted(len(test) - len(rows), 'row', 'have')} a class too rare "
+            "to train on")
+    with quiet(): return test.select(rows).cast_column("label", ClassLabel(names=kept))
+
 # %% ../nbs/06d_recipes.ipynb #053334c6
 class TextClassificationRecipe(Recipe):
     "One label a text."
@@ -145,11 +160,16 @@ class TextClassificationRecipe(Recipe):
     def names(self, rows): return rows.features["label"].names
 
     def select(self, rows):
-        rows, rare = drop_rare_classes(rows, self.o.min_rows)
-        if rare: say(f"dropped {sum(rare.values()):,} rows of rare classes: {some(rare)}")
+        rows, self.rare = drop_rare_classes(rows, self.o.min_rows)
+        if self.rare: say(f"dropped {counted(sum(self.rare.values()), 'row')} of rare classes: "
+                          f"{some(self.rare)}")
         if len(set(rows["label"])) > 1: return rows
-        raise DataError("without copies and contradictions, fewer than two classes are left",
-                        where=str(self.o.data), remedy="look at the label column")
+        without = "rare classes, " if self.rare else ""
+        raise DataError(f"without {without}copies and contradictions, fewer than two classes are "
+                        "left", where=str(self.o.data),
+                        remedy="look at the label column" + ", or at --min-rows"*bool(without))
+
+    def load_test(self, source, rows): return _only_kept(self, source, self.names(rows))
 
     def task(self, rows):
         o, weights = self.o, None

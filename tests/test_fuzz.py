@@ -52,7 +52,7 @@ def files(draw):
 numbers = st.sampled_from(["0", "-1", "1", "2", "0.5", "1e9", "nan", "inf", "99999999999", "x", ""])
 options = st.lists(st.tuples(st.sampled_from("--test-size --validation-size --seed --epochs --batch-size --learning-rate --max-length --max-characters --min-rows --patience".split()), numbers), max_size=3)
 more = st.lists(st.sampled_from([("--merge-labels",), ("--resume",), ("--overwrite",), ("--text", "label"), ("--label", "id"), ("--metric", "f1"), ("--metric", "log_loss"), ("--device", "cpu"),
-                                 ("--checkpoint", "minlm"), ("--checkpoint", "."), ("--checkpoints", "c"), ("--delimiter", ";"), ("--config", "d.csv"), ("--output", "d.csv"), ("--bf16",), ("--long-texts", "tail"), ("--long-texts", "windows"), ("--class-weights",), ("--unlabelled", "d.csv")]), max_size=2)
+                                 ("--checkpoint", "minlm"), ("--checkpoint", "."), ("--checkpoints", "c"), ("--delimiter", ";"), ("--config", "d.csv"), ("--output", "d.csv"), ("--bf16",), ("--long-texts", "tail"), ("--long-texts", "windows"), ("--class-weights",), ("--unlabelled", "d.csv"), ("--task", "multi-label"), ("--task", "entities"), ("--task", "x")]), max_size=2)
 
 
 def run_in(folder, words):

@@ -165,3 +165,19 @@ def test_a_signal_twice_ends_evaluate_with_the_sentence(ending, trained, tmp_pat
     said = process.communicate(timeout=60)[1]
     assert process.returncode in (0, 130) and "Traceback" not in said, said
     assert process.returncode == 0 or "sftbook: stopped; nothing was left half-written" in said
+
+
+def test_a_test_file_with_a_class_too_rare_to_train_on(tmp_path, tiny_checkpoint, capsys):
+    rows = [*good_rows(), *[(f"noise {i} of some kind", "noise") for i in range(3)]]
+    train, test = write_csv(tmp_path / "a.csv", rows), write_csv(tmp_path / "b.csv", [*good_rows(10, seed=9), ("what a noise", "noise")])
+    words = ("train", "--data", train, "--test-data", test, "--output", tmp_path / "run", "--checkpoint", tiny_checkpoint, *QUICK)
+    code, said, err = run(capsys, *words, "--min-rows", "5")
+    assert code == 0 and "1 row has a class too rare to train on" in said, err
+    code, _, err = run(capsys, *words, "--min-rows", "500", "--overwrite")
+    assert code == 2 and "--min-rows" in err
+
+
+def test_a_test_file_that_holds_all_training_rows_is_said(tmp_path, capsys):
+    file = write_csv(tmp_path / "a.csv", good_rows())
+    code, _, err = run(capsys, "train", "--data", file, "--test-data", file, "--output", tmp_path / "run", *QUICK)
+    assert code == 2 and "all stand in the test file" in err
