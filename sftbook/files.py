@@ -20,7 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from .core import DataError
@@ -229,7 +229,8 @@ def _tab_lines(path, encoding, width):
         for count, line in enumerate(lines, 1):
             bare, tabs = line.strip("\r\n"), line.count("\t")
             marked += bare[:1] == '"' or bare[-1:] == '"'
-            fits = tabs == width - 1 or tabs >= width > bare.rstrip().count("\t")
+            empty_ends = '\t"' not in line and tabs >= width > bare.rstrip().count("\t")
+            fits = tabs == width - 1 or empty_ends
             strange += not fits and not line.isspace()
     return strange, marked, count
 
@@ -245,11 +246,12 @@ def _check_marks(path, encoding, shape):
     strange, marked, count = _tab_lines(path, encoding, len(shape.names))
     header = all(re.fullmatch('"[^"]+"', name) for name in shape.names if name)
     if not marked or not (strange or header): return
-    plain, names = shape.names, [name.strip('"') if header else name for name in shape.names]
-    shape.names, shape.quoted = names, True
+    plain, shape.quoted = shape.names, True
+    shape.names = _split("\t".join(plain), shape)
     as_quoted = _strange_records(path, encoding, shape)
     shape.quoted = as_quoted < strange or header and (as_quoted == 0 or 2*marked > count)
     if shape.quoted: shape.notes.append("quotation marks around fields were taken off")
+    elif not header: shape.names = plain
 
 # %% ../nbs/00a_files.ipynb #54419a1d
 @dataclass
@@ -290,8 +292,9 @@ def _row_problem(line, fields, shape):
     if swallowed:
         return swallowed[0], f"a quotation mark opens here and swallows {swallowed[1]} rows"
     if len(fields) < len(names) or any(map(str.strip, extra)):
-        kind = "fields" if shape.quoted else "tab-separated fields"
-        return line, f"{len(fields)} {kind} where the header has {len(names)}"
+        kind = "" if shape.quoted else "tab-separated "
+        many = "" if len(fields) == 1 else "s"
+        return line, f"{len(fields)} {kind}field{many} where the header has {len(names)}"
     if "" in names and any(f.strip() for n, f in zip(names, fields) if not n):
         return line, "a value in a column without a name"
     if fields[0].strip() == names[0] and [f.strip() for f in fields[:len(names)]] == names:
@@ -299,11 +302,14 @@ def _row_problem(line, fields, shape):
 
 # %% ../nbs/00a_files.ipynb #beb40d74
 def _check_spaces(path, encoding, shape):
-    "Find out whether a space follows the delimiters, as in `a, b`; it is no part of a field."
+    "Find out whether a space stands between delimiters and quotation marks."
     with _lines(path, encoding) as lines:
         sample = islice(csv.reader(lines, delimiter=shape.delimiter), 1000)
-        later = [f for fields in islice(sample, 1, None) for f in fields[1:len(shape.names)] if f]
-    shape.spaced = sum(f[0] == " " for f in later) > 0.9*len(later)
+        rows = [fields[1:len(shape.names)] for fields in sample][1:]
+    for column in zip_longest(*rows, fillvalue=""):
+        spaced, filled = sum(f[:1] == " " for f in column), sum(map(bool, column))
+        quoted = any(f.lstrip(" ")[:1] == '"' for f in column)
+        shape.spaced = shape.spaced or quoted and spaced > 0.9*filled
     if shape.spaced: shape.notes.append("the space behind each delimiter was left out")
 
 # %% ../nbs/00a_files.ipynb #34d50a78
@@ -505,8 +511,9 @@ def open_records(path:str|Path, # .csv, .tsv, .txt (with tabs), .jsonl, .json, a
         columns, notes, rows = _READERS[suffix](path, delimiter)
         count = sum(1 for _ in rows(seen))
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise DataError(f"cannot be unpacked: {e}", where=str(path),
-                        remedy="the file is damaged; get it again") from e
+        named = "Not a gzipped file" in str(e)
+        raise DataError(f"cannot be unpacked: {e}", where=str(path), remedy="take .gz off its name"
+                        if named else "the file is damaged; get it again") from e
     if seen.problems: raise _all_problems(path, seen.problems)
     if not count:
         raise DataError("there are no rows", where=str(path), remedy="it needs at least one row")
@@ -524,7 +531,7 @@ def _suffix(path):
 
 # %% ../nbs/00a_files.ipynb #bb469888
 _REMEDIES = {"tab-separated": "no field may hold a tab or a line break here; export it as CSV",
-             "fields": "put fields that contain the delimiter in quotation marks",
+             "field": "put fields that contain the delimiter in quotation marks",
              "quotation": "double the quotation mark, or take it away", "header": "delete the line",
              "object": _ROWS, "column": "give the column a name, or empty it"}
 
