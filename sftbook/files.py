@@ -223,14 +223,15 @@ def _unquote(value):
 
 # %% ../nbs/00a_files.ipynb #ea169894
 def _tab_lines(path, encoding, width):
-    "Of a file with tabs: lines that do not fit the header, lines with a mark at an end, all."
+    "Of a file with tabs: lines that do not fit the header, lines with a mark at a field's end, all."
     strange, marked, count = 0, 0, 0
     with _lines(path, encoding) as lines:
         for count, line in enumerate(lines, 1):
-            bare, tabs = line.strip("\r\n"), line.count("\t")
-            marked += bare[:1] == '"' or bare[-1:] == '"'
-            empty_ends = '\t"' not in line and tabs >= width > bare.rstrip().count("\t")
-            fits = tabs == width - 1 or empty_ends
+            line = "\t" + line.strip("\r\n") + "\t"
+            fields, opens = line.count("\t") - 1, '\t"' in line
+            marked += opens or '"\t' in line
+            empty_ends = fields > width >= line.rstrip().count("\t")
+            fits = fields == width or empty_ends and not opens # an open mark may hold the tabs
             strange += not fits and not line.isspace()
     return strange, marked, count
 
