@@ -223,7 +223,7 @@ def _unquote(value):
 
 # %% ../nbs/00a_files.ipynb #ea169894
 def _tab_lines(path, encoding, width):
-    "Of a file with tabs: lines that do not fit the header, lines with a mark at a field's end, all."
+    "Of a file with tabs: lines that do not fit the header, lines with a mark at an end, all."
     strange, marked, count = 0, 0, 0
     with _lines(path, encoding) as lines:
         for count, line in enumerate(lines, 1):
@@ -305,7 +305,7 @@ def _row_problem(line, fields, shape):
 def _check_spaces(path, encoding, shape):
     "Find out whether a space stands between delimiters and quotation marks."
     with _lines(path, encoding) as lines:
-        sample = islice(csv.reader(lines, delimiter=shape.delimiter), 1000)
+        sample = islice(csv.reader(lines, delimiter=shape.delimiter), 200)
         rows = [fields[1:len(shape.names)] for fields in sample][1:]
     for column in zip_longest(*rows, fillvalue=""):
         spaced, filled = sum(f[:1] == " " for f in column), sum(map(bool, column))
