@@ -304,13 +304,14 @@ def _row_problem(line, fields, shape):
 # %% ../nbs/00a_files.ipynb #beb40d74
 def _check_spaces(path, encoding, shape):
     "Find out whether a space stands between delimiters and quotation marks."
-    with _lines(path, encoding) as lines:
-        sample = islice(csv.reader(lines, delimiter=shape.delimiter), 200)
-        rows = [fields[1:len(shape.names)] for fields in sample][1:]
-    for column in zip_longest(*rows, fillvalue=""):
+    with _lines(path, encoding) as lines: head = list(islice(lines, 200))
+    rows, skipped = (list(csv.reader(head, delimiter=shape.delimiter, skipinitialspace=skip))[1:]
+                     for skip in (False, True))
+    bare, bare_skipped = ([[f.lstrip(" ") for f in row] for row in rs] for rs in (rows, skipped))
+    if bare == bare_skipped: return # no mark has a space before it
+    for column in zip_longest(*(row[1:len(shape.names)] for row in rows), fillvalue=""):
         spaced, filled = sum(f[:1] == " " for f in column), sum(map(bool, column))
-        quoted = any(f.lstrip(" ")[:1] == '"' for f in column)
-        shape.spaced = shape.spaced or quoted and spaced > 0.9*filled
+        shape.spaced = shape.spaced or spaced > 0.9*filled
     if shape.spaced: shape.notes.append("the space behind each delimiter was left out")
 
 # %% ../nbs/00a_files.ipynb #34d50a78
