@@ -15,10 +15,12 @@ import io
 import json
 import re
 import sys
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from .core import DataError
@@ -44,10 +46,38 @@ def _encoding(path):
     with _open_bytes(path) as f: start = f.read(2)
     return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
+# %% ../nbs/00a_files.ipynb #62085799
+_SAVE_CSV = "open it and save the sheet as CSV UTF-8"
+_KINDS = {b"\x1f\x8b": ("a gzip file", "call it {}.gz"),
+          b"PK\x03\x04": ("a zip archive", "unpack it and give the file inside"),
+          b"\xd0\xcf\x11\xe0": ("an old Excel workbook", _SAVE_CSV),
+          b"PAR1\x15": ("a Parquet file", "let its name end in .parquet"),
+          b"BZh91AY": ("a bzip2 file", "unpack it first")}
+
+def _check_kind(path):
+    "Refuse a file whose first bytes say that it is no text. Raises `DataError`."
+    with _open_bytes(path) as f:
+        start = f.read(8)
+        for sign, (kind, remedy) in _KINDS.items():
+            if not start.startswith(sign): continue
+            if "zip archive" in kind: kind, remedy = _inside_zip(f) or (kind, remedy)
+            if Path(path).suffix.lower() == ".gz": remedy = "unpack it until it is text"
+            raise DataError(f"this is {kind}, no text", where=str(path),
+                            remedy=remedy.format(Path(path).name))
+
+# %% ../nbs/00a_files.ipynb #b0387b18
+def _inside_zip(file):
+    "A spreadsheet is a zip archive: what it is, and what to do about it."
+    try: names = zipfile.ZipFile(file).namelist()
+    except (zipfile.BadZipFile, OSError): return None
+    if any(name.startswith("xl/") for name in names): return "an Excel workbook", _SAVE_CSV
+    if "content.xml" in names: return "an OpenDocument file", _SAVE_CSV
+
 # %% ../nbs/00a_files.ipynb #1b330e0c
 def check_text_file(path:str|Path, # a text file, perhaps .gz
                    ) -> str: # its encoding: "utf-8-sig" or "utf-16"
     "Read a file to its end; raise `DataError` for the first byte that no text file has."
+    _check_kind(path)
     encoding, offset, line = _encoding(path), 0, 1
     decoder = codecs.getincrementaldecoder(encoding)()
     with _open_bytes(path) as f:
@@ -80,15 +110,22 @@ def _not_text(path, encoding, error, offset, line):
 class _Shape:
     "How the fields of a text file are separated, and what its columns are."
     delimiter:str # one character
-    names:list[str] # of the columns; empty for those without a name
-    first:int # line of the first row
+    names:list[str] = field(default_factory=list) # of the columns; empty for those without a name
+    header:int = 1 # its line
+    quoted:bool = True # marks enclose fields; else a mark is a letter like any other
+    spaced:bool = False # a space follows each delimiter
+    empty_rows:int = 0 # lines above the header
+    empty_columns:int = 0 # without a name and without a value
     notes:list[str] = field(default_factory=list) # what was decided
 
-def _fields(lines, delimiter, before=0, path=""):
+# %% ../nbs/00a_files.ipynb #e3877b63
+def _fields(lines, shape, path=""):
     "Of each record: the line where it begins, its fields, the line where it ends."
     csv.field_size_limit(sys.maxsize)
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader, line = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting), before + 1
+    quoting = csv.QUOTE_MINIMAL if shape.quoted else csv.QUOTE_NONE
+    reader = csv.reader(lines, delimiter=shape.delimiter, strict=True, quoting=quoting,
+                        skipinitialspace=shape.spaced)
+    before, line = shape.header - 1, shape.header
     try:
         for fields in reader:
             yield line, fields, before + reader.line_num
@@ -101,20 +138,20 @@ def _fields(lines, delimiter, before=0, path=""):
 # %% ../nbs/00a_files.ipynb #4f489826
 def _shape(path, encoding, delimiter, usual):
     "Find out what separates the fields, from the first lines."
-    notes, first = [], 1
+    notes, empty = [], 0
     with _lines(path, encoding) as lines:
-        start = next(lines, "")
-        said = re.fullmatch(r"sep=(.)\s*", start, re.IGNORECASE)
-        if said:
-            start, first, delimiter = next(lines, ""), 2, delimiter or said[1]
-            notes.append("the first line, sep=, was skipped")
-    if not start.strip():
-        raise DataError("the file is empty", where=str(path),
-                        remedy="it needs a header line and at least one row")
+        for line, start in enumerate(lines, 1):
+            if said := re.fullmatch(r"sep=(.)\s*", start, re.IGNORECASE):
+                delimiter = delimiter or said[1]
+                notes.append("the first line, sep=, was skipped")
+            elif re.fullmatch(r"[\s,;|]*", start): empty += 1
+            else: break
+        else: raise DataError("the file is empty", where=str(path),
+                              remedy="it needs a header line and at least one row")
     found = delimiter or _delimiter(start, usual)
     if found != usual: notes.append(f"fields are separated by {found!r}")
-    names = _check_header(_header([start], found), f"{path}, line {first}")
-    return _Shape(found, names, first + 1, notes)
+    names = _check_header(_header([start], found), f"{path}, line {line}")
+    return _Shape(found, names, line, found != "\t", empty_rows=empty, notes=notes)
 
 # %% ../nbs/00a_files.ipynb #bb0568be
 def _delimiter(header, usual):
@@ -123,7 +160,8 @@ def _delimiter(header, usual):
     return max(widths, key=widths.get) # of equals the first: the usual one
 
 def _header(lines, delimiter):
-    try: return [name.strip() for name in next(_fields(lines, delimiter))[1]]
+    shape = _Shape(delimiter, quoted=delimiter != "\t", spaced=True)
+    try: return [name.strip() for name in next(_fields(lines, shape))[1]]
     except (DataError, StopIteration): return []
 
 # %% ../nbs/00a_files.ipynb #fb5fe918
@@ -142,58 +180,180 @@ def _lines(path, encoding):
     "Lines with their ends as they are, those of old Macs too."
     return io.TextIOWrapper(_open_bytes(path), encoding=encoding, newline="")
 
+def _records(path, encoding, shape):
+    "Of each record below the header: the line where it begins, its fields, the line where it ends."
+    with _lines(path, encoding) as lines:
+        yield from islice(_fields(islice(lines, shape.header - 1, None), shape, path), 1, None)
+
 # %% ../nbs/00a_files.ipynb #3b4e23ee
+def _long_fields(line, fields):
+    "Of each field over several lines: the line where it opens, its place, its lines."
+    for place, value in enumerate(fields):
+        if "\n" not in value and "\r" not in value: continue
+        parts = re.split("\r\n|\r|\n", value)
+        yield line, place, parts
+        line += len(parts) - 1
+
+def _split(line, shape):
+    return next(csv.reader([line], delimiter=shape.delimiter, skipinitialspace=shape.spaced), [])
+
+def _like_a_row(fields, shape):
+    "Whether fields fill the header, with values in two columns, and none begins with a space."
+    width = len(shape.names)
+    fits = len(fields) >= width > 1 and not any(map(str.strip, fields[width:]))
+    return (fits and sum(map(bool, map(str.strip, fields))) > 1
+            and not any(f[:1].isspace() for f in fields[1:]))
+
+# %% ../nbs/00a_files.ipynb #6b2dec33
+def _swallowed(line, fields, shape):
+    "Where a quotation mark opens a field whose lines are rows of this file, and how many they are."
+    for opens, place, parts in _long_fields(line, fields):
+        inside = [_split(part, shape) for part in parts[1:-1] if part.strip()]
+        rows = sum(_like_a_row(row, shape) for row in inside)
+        begins = place + len(_split(parts[0], shape)) >= len(shape.names)
+        ends = _like_a_row(_split(parts[-1], shape) + fields[place + 1:], shape)
+        if begins and ends and rows > 1 and 2*rows > len(inside): return opens, rows
+
+# %% ../nbs/00a_files.ipynb #f63b151b
 def _unquote(value):
     "Undo the quoting of a tab-separated export: marks around, and doubled inside."
-    quoted = re.fullmatch(r'"((?:[^"]|"")*""(?:[^"]|"")*)"', value, re.DOTALL)
-    return quoted[1].replace('""', '"') if quoted else value
+    inside = value[1:-1]
+    quoted = len(value) > 1 and value[0] == value[-1] == '"' and '""' in inside
+    return inside.replace('""', '"') if quoted and '"' not in inside.replace('""', "") else value
 
-def _swallowed(fields, delimiter, width):
-    "How many lines inside a field look like rows of this file."
-    inside = [line for value in fields if "\n" in value for line in value.split("\n")[1:-1]]
-    alike = all(line.count(delimiter) == width - 1 for line in inside)
-    return len(inside) if alike and len(inside) > 4 else 0
+# %% ../nbs/00a_files.ipynb #ea169894
+def _tab_lines(path, encoding, width):
+    "Of a file with tabs: lines that do not fit the header, lines with a mark at an end, all."
+    strange, marked, count = 0, 0, 0
+    with _lines(path, encoding) as lines:
+        for count, line in enumerate(lines, 1):
+            line = "\t" + line.strip("\r\n") + "\t"
+            fields, opens = line.count("\t") - 1, '\t"' in line
+            marked += opens or '"\t' in line
+            empty_ends = fields > width >= line.rstrip().count("\t")
+            fits = fields == width or empty_ends and not opens # an open mark may hold the tabs
+            strange += not fits and not line.isspace()
+    return strange, marked, count
+
+# %% ../nbs/00a_files.ipynb #1ab7dfd0
+def _strange_records(path, encoding, shape):
+    "How many records do not fit the header."
+    try: return sum(any(fields) and bool(_row_problem(line, fields, shape))
+                    for line, fields, _ in _records(path, encoding, shape))
+    except DataError: return sys.maxsize # a mark that does not fit
+
+def _check_marks(path, encoding, shape):
+    "Find out whether marks enclose the fields of a file with tabs."
+    strange, marked, count = _tab_lines(path, encoding, len(shape.names))
+    header = all(re.fullmatch('"[^"]+"', name) for name in shape.names if name)
+    if not marked or not (strange or header): return
+    plain, shape.quoted = shape.names, True
+    shape.names = _split("\t".join(plain), shape)
+    as_quoted = _strange_records(path, encoding, shape)
+    shape.quoted = as_quoted < strange or header and (as_quoted == 0 or 2*marked > count)
+    if shape.quoted: shape.notes.append("quotation marks around fields were taken off")
+    elif not header: shape.names = plain
 
 # %% ../nbs/00a_files.ipynb #54419a1d
 @dataclass
 class _Seen:
     "What a pass over a file has noticed."
     problems:list = field(default_factory=list) # line and what is wrong with the record
-    skipped:Counter = field(default_factory=Counter) # what was passed over, and how often
     columns:dict = field(default_factory=dict) # names, in the order in which they were met
+    empty_rows:int = 0 # passed over
+    empty_columns:int = 0 # left out
+    long_fields:int = 0 # over several lines
+    first_long:tuple = () # where the first of them opens, and how many lines it has
+    hint:str = "" # what to do where the column with the texts is missing
+
+    def look(self, line, fields):
+        "Count the fields of a record that run over several lines."
+        for opens, _, parts in _long_fields(line, fields):
+            self.long_fields += 1
+            self.first_long = self.first_long or (opens, len(parts))
+
+# %% ../nbs/00a_files.ipynb #4fc17285
+def _said(count, one, many):
+    "A note with a number, or none for zero."
+    return [f"{count:,} {one if count == 1 else many}"] if count else []
+
+def _seen_notes(seen):
+    "What was passed over, in words."
+    place = "at line {:,} ({:,} lines)".format(*seen.first_long or (0, 0))
+    return [*_said(seen.empty_rows, "empty row was skipped", "empty rows were skipped"),
+            *_said(seen.empty_columns, "empty column was left out", "empty columns were left out"),
+            *_said(seen.long_fields, f"field runs over several lines, {place}",
+                   f"fields run over several lines, the first {place}")]
 
 # %% ../nbs/00a_files.ipynb #27d3baa2
-def _row_problem(fields, names, delimiter):
-    "Why a record does not fit the header, or nothing."
-    extra = fields[len(names):]
+def _row_problem(line, fields, shape):
+    "Line and reason of a record that does not fit the header, or nothing."
+    names, extra = shape.names, fields[len(shape.names):]
+    swallowed = _swallowed(line, fields, shape)
+    if swallowed:
+        return swallowed[0], f"a quotation mark opens here and swallows {swallowed[1]} rows"
     if len(fields) < len(names) or any(map(str.strip, extra)):
-        kind = "tab-separated fields" if delimiter == "\t" else "fields"
-        return f"{len(fields)} {kind} where the header has {len(names)}"
-    if any(f.strip() for n, f in zip(names, fields) if not n):
-        return "a value in a column without a name"
-    if [f.strip() for f in fields[:len(names)]] == names: return "the header is repeated"
-    if n := _swallowed(fields, delimiter, len(names)):
-        return f"a quotation mark opens here and swallows {n} lines"
+        kind = "" if shape.quoted else "tab-separated "
+        many = "" if len(fields) == 1 else "s"
+        return line, f"{len(fields)} {kind}field{many} where the header has {len(names)}"
+    if "" in names and any(f.strip() for n, f in zip(names, fields) if not n):
+        return line, "a value in a column without a name"
+    if fields[0].strip() == names[0] and [f.strip() for f in fields[:len(names)]] == names:
+        return line, "the header is repeated"
+
+# %% ../nbs/00a_files.ipynb #beb40d74
+def _check_spaces(path, encoding, shape):
+    "Find out whether a space stands between delimiters and quotation marks."
+    with _lines(path, encoding) as lines: head = list(islice(lines, 200))
+    rows, skipped = (list(csv.reader(head, delimiter=shape.delimiter, skipinitialspace=skip))[1:]
+                     for skip in (False, True))
+    bare, bare_skipped = ([[f.lstrip(" ") for f in row] for row in rs] for rs in (rows, skipped))
+    if bare == bare_skipped: return # no mark has a space before it
+    for column in zip_longest(*(row[1:len(shape.names)] for row in rows), fillvalue=""):
+        spaced, filled = sum(f[:1] == " " for f in column), sum(map(bool, column))
+        shape.spaced = shape.spaced or spaced > 0.9*filled
+    if shape.spaced: shape.notes.append("the space behind each delimiter was left out")
+
+# %% ../nbs/00a_files.ipynb #34d50a78
+def _name_columns(path, encoding, shape):
+    "Name the columns that have no name but a value in every row, such as the index of pandas."
+    nameless, filled, count = [i for i, n in enumerate(shape.names) if not n], Counter(), 0
+    for _, fields, _ in _records(path, encoding, shape) if nameless else ():
+        if len(fields) < len(shape.names) or not any(map(str.strip, fields)): continue
+        count += 1
+        filled.update(i for i in nameless if fields[i].strip())
+    shape.empty_columns = sum(not filled[i] for i in nameless)
+    for i in (i for i in nameless if filled[i] and filled[i] == count):
+        name = f"column {i + 1}"
+        shape.names[i] = name if name not in shape.names else f"{name} (without a name)"
+        shape.notes.append(f"column {i + 1} has no name; it is called {shape.names[i]!r}")
+
+# %% ../nbs/00a_files.ipynb #9a6743c3
+def _good_rows(path, encoding, shape, seen):
+    "Line and record of each row; what is no row is noted."
+    names, width = shape.names, len(shape.names)
+    seen.empty_rows, seen.empty_columns = shape.empty_rows, shape.empty_columns
+    for line, fields, last in _records(path, encoding, shape):
+        if not any(map(str.strip, fields)):
+            seen.empty_rows += 1
+            continue
+        if not shape.quoted: fields = [_unquote(f) if f[0:1] == '"' else f for f in fields]
+        if last > line: seen.look(line, fields)
+        if len(fields) > width:
+            seen.empty_columns = max(seen.empty_columns, shape.empty_columns + len(fields) - width)
+        if problem := _row_problem(line, fields, shape): seen.problems.append(problem)
+        else: yield line, {n: f for n, f in zip(names, fields) if n}
 
 # %% ../nbs/00a_files.ipynb #496ee7a4
 def _table(path, delimiter, usual):
     "Columns of a CSV or tab-separated file, notes, and a function that goes through its records."
     encoding = check_text_file(path)
     shape = _shape(path, encoding, delimiter, usual)
-    names, skip = shape.names, shape.first - 2
-    def rows(seen):
-        with _lines(path, encoding) as lines:
-            for _ in range(skip): next(lines)
-            records = _fields(lines, shape.delimiter, skip, path)
-            next(records) # the header
-            for line, fields, last in records:
-                if shape.delimiter == "\t": fields = [_unquote(f) for f in fields]
-                seen.skipped["fields over several lines"] += last > line
-                what = _row_problem(fields, names, shape.delimiter)
-                if not any(map(str.strip, fields)): seen.skipped["empty rows were skipped"] += 1
-                elif what: seen.problems.append((line, what))
-                else: yield line, {n: f for n, f in zip(names, fields) if n}
-    return [n for n in names if n], shape.notes, rows
+    check = _check_spaces if shape.quoted else _check_marks
+    check(path, encoding, shape)
+    _name_columns(path, encoding, shape)
+    columns = [name for name in shape.names if name]
+    return columns, shape.notes, lambda seen: _good_rows(path, encoding, shape, seen)
 
 # %% ../nbs/00a_files.ipynb #a9d7ef62
 def _parse(text, where):
@@ -243,6 +403,20 @@ def _as_rows(value):
         return rows, "the file holds columns, not rows; they were put together by their keys"
     return None, ""
 
+# %% ../nbs/00a_files.ipynb #38eaa7bb
+def _nested(value, name="", depth=3):
+    "Names of the texts inside the objects of a record, such as data.text."
+    if isinstance(value, str) and "." in name: return [name]
+    if not isinstance(value, dict) or not depth: return []
+    inside = ((f"{name}.{key}" if name else key, v) for key, v in value.items())
+    return [found for key, v in inside for found in _nested(v, key, depth - 1)]
+
+def _hint(record):
+    "What to do about a record whose texts stand inside objects; nothing for others."
+    names = ", ".join(map(repr, _nested(record)[:5]))
+    said = f"records need the text as a field of its own; here texts are in {names}"
+    return said if names else ""
+
 # %% ../nbs/00a_files.ipynb #3adbd5d8
 def _json(path, lines):
     "Columns (not known yet), notes, and a function that goes through the objects of a JSON file."
@@ -255,6 +429,7 @@ def _json(path, lines):
                 what = f"an object was expected, this is {type(value).__name__}"
                 seen.problems.append((line, what))
                 continue
+            if not seen.columns: seen.hint = _hint(value)
             seen.columns.update(dict.fromkeys(value))
             yield line, value
     return [], notes, rows
@@ -320,6 +495,7 @@ class Records:
     count:int # records
     notes:list[str] # what was decided and skipped
     rows:Callable # goes through the file
+    hint:str = "" # what to do where the column with the texts is missing; empty for most files
 
     def __iter__(self) -> Iterator[tuple[int, dict]]: return self.rows(_Seen())
 
@@ -337,13 +513,13 @@ def open_records(path:str|Path, # .csv, .tsv, .txt (with tabs), .jsonl, .json, a
         columns, notes, rows = _READERS[suffix](path, delimiter)
         count = sum(1 for _ in rows(seen))
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise DataError(f"cannot be unpacked: {e}", where=str(path),
-                        remedy="the file is damaged; get it again") from e
+        named = "Not a gzipped file" in str(e)
+        raise DataError(f"cannot be unpacked: {e}", where=str(path), remedy="take .gz off its name"
+                        if named else "the file is damaged; get it again") from e
     if seen.problems: raise _all_problems(path, seen.problems)
     if not count:
         raise DataError("there are no rows", where=str(path), remedy="it needs at least one row")
-    notes = notes + [f"{n:,} {what}" for what, n in seen.skipped.items() if n]
-    return Records(columns or list(seen.columns), count, notes, rows)
+    return Records(columns or list(seen.columns), count, notes + _seen_notes(seen), rows, seen.hint)
 
 # %% ../nbs/00a_files.ipynb #aaf03d7b
 def _suffix(path):
@@ -353,11 +529,11 @@ def _suffix(path):
     suffix = (path.with_suffix("") if packed else path).suffix.lower()
     if suffix in _READERS and not (packed and suffix == ".parquet"): return suffix
     raise DataError(f"files that end in {path.suffix or 'nothing'} are not read", where=str(path),
-                    remedy=f"use one of {', '.join(_READERS)}")
+                    remedy=f"use one of {', '.join(_READERS)}; all but .parquet also with .gz")
 
 # %% ../nbs/00a_files.ipynb #bb469888
 _REMEDIES = {"tab-separated": "no field may hold a tab or a line break here; export it as CSV",
-             "fields": "put fields that contain the delimiter in quotation marks",
+             "field": "put fields that contain the delimiter in quotation marks",
              "quotation": "double the quotation mark, or take it away", "header": "delete the line",
              "object": _ROWS, "column": "give the column a name, or empty it"}
 

@@ -117,7 +117,7 @@ def test_a_quotation_mark_swallows_no_rows(tmp_path):
 
 
 def test_a_field_over_several_lines_is_said(tmp_path):
-    assert open_records(write(tmp_path / "d.csv", 'text,label\n"a\nb",x\n')).notes == ["1 fields over several lines"]
+    assert open_records(write(tmp_path / "d.csv", 'text,label\n"a\nb",x\n')).notes == ["1 field runs over several lines, at line 2 (2 lines)"]
 
 
 JSON = {
