@@ -170,7 +170,8 @@ def _foreign(folder):
     except SftbookError: listed = None
     if not isinstance(listed, dict) or not _OURS & listed.keys(): return names, []
     own = [name for name in names if name in listed]
-    edited = [name for name in own if not _is_as_written(folder/name, listed[name])]
+    edited = [name for name in own if "task.json" in listed and
+              not _is_as_written(folder/name, listed[name])] # a cut checkpoint is written again
     return [name for name in names if name not in {*own, "MANIFEST.json"}], edited
 
 _OURS = {"task.json", "state.json"} # of a saved run, of a checkpoint
