@@ -320,6 +320,7 @@ def _written(text):
             if isinstance(value, dict): return value
             return list(value) if isinstance(value, (list, tuple, set)) else None
 
+# %% ../nbs/01_corpora.ipynb #f91d3dd8
 def _cell_problem(value):
     "Like `label_problem`, and a text that is a list or an object which a program has written."
     written = _written(value) if isinstance(value, str) else None
@@ -330,18 +331,7 @@ def _decoded(value):
     try: return value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError: return value
 
-# %% ../nbs/01_corpora.ipynb #f9a6795f
-_UNSEEN = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]") # which form of a sign is shown
-_HYPHENS = re.compile("[\u058a\u05be\u2010-\u2015\u2043\u2212]")
-
-def label_key(name:str, # a label
-             ) -> str: # the same for labels that a person would take for one
-    "Fold case, width, spaces, hyphens, invisible characters and the form of a number."
-    folded = unicodedata.normalize("NFKC", name)
-    folded = "".join(c for c in _UNSEEN.sub("", folded) if unicodedata.category(c) != "Cf")
-    folded = " ".join(unicodedata.normalize("NFKC", folded.casefold()).split())
-    return _plain_number(_HYPHENS.sub("-", folded))
-
+# %% ../nbs/01_corpora.ipynb #5fe6fb07
 def _plain_number(text):
     "A number without plus sign, exponent and zeros at its end; any other text as it is."
     found = re.fullmatch(r"([+-]?)([0-9]*)(?:\.([0-9]+))?(?:e([+-]?[0-9]{1,2}))?", text)
@@ -354,6 +344,18 @@ def _plain_number(text):
     part = part.rstrip("0")
     minus = "-" if sign == "-" and (whole + part).strip("0") else ""
     return minus + (whole or "0") + (f".{part}" if part else "")
+
+# %% ../nbs/01_corpora.ipynb #f9a6795f
+_UNSEEN = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]") # which form of a sign is shown
+_HYPHENS = re.compile("[\u058a\u05be\u2010-\u2015\u2043\u2212]")
+
+def label_key(name:str, # a label
+             ) -> str: # the same for labels that a person would take for one
+    "Fold case, width, spaces, hyphens, invisible characters and the form of a number."
+    folded = unicodedata.normalize("NFKC", name)
+    folded = "".join(c for c in _UNSEEN.sub("", folded) if unicodedata.category(c) != "Cf")
+    folded = " ".join(unicodedata.normalize("NFKC", folded.casefold()).split())
+    return _plain_number(_HYPHENS.sub("-", folded))
 
 # %% ../nbs/01_corpora.ipynb #181dcd98
 def _same_labels(values):
@@ -435,6 +437,14 @@ def _missing_notes(names, numbers, place="row at line"):
     return [f"label {name!r} ({plural(rows[name], 'row')}, first at {first[name]}) "
             "looks like a missing value; it is used as a class" for name in found]
 
+# %% ../nbs/01_corpora.ipynb #7033609d
+def _places(values, value, numbers, place):
+    "Where a label stands: its first ten rows."
+    if numbers is None: return ""
+    at = [str(n) for v, n in zip(values, numbers) if v == value]
+    more = f" and {len(at) - 10:,} more" if len(at) > 10 else ""
+    return f" ({place.split()[-1]}{'s' if len(at) > 1 else ''} {', '.join(at[:10])}{more})"
+
 # %% ../nbs/01_corpora.ipynb #0d2870de
 def _match_labels(source, values, known, numbers=None, place="row at line"):
     "For each value the known label that it means, None where it is empty; and what was decided."
@@ -447,17 +457,8 @@ def _match_labels(source, values, known, numbers=None, place="row at line"):
         raise DataError(f"labels that the run does not know: {', '.join(said)}{more}",
                         where=str(source), remedy=f"it knows: {', '.join(map(repr, known[:20]))}")
     notes += [f"label {v!r} was read as {name!r}" for v, name in sorted(found.items()) if v != name]
-    if empty := values.count(None):
-        left = "was left out" if empty == 1 else "were left out"
-        notes.append(f"{plural(empty, 'row')} without a label {left}")
+    if empty := values.count(None): notes.append(f"{empty:,} rows without a label were left out")
     return [found.get(v) for v in values], notes
-
-def _places(values, value, numbers, place):
-    "Where a label stands: its first ten rows."
-    if numbers is None: return ""
-    at = [str(n) for v, n in zip(values, numbers) if v == value]
-    more = f" and {len(at) - 10:,} more" if len(at) > 10 else ""
-    return f" ({place.split()[-1]}{'s' if len(at) > 1 else ''} {', '.join(at[:10])}{more})"
 
 # %% ../nbs/01_corpora.ipynb #4a339f64
 @dataclass
@@ -480,6 +481,19 @@ class _Wanted:
         if label and self.known is not None and label.startswith("the label is"): label = None
         return [(c, what) for c, what in ((self.text, text), (self.label, label)) if what]
 
+# %% ../nbs/01_corpora.ipynb #b1bc7b15
+def _remedy(problems):
+    "What to do about the first kind of problem that has a remedy of its own."
+    said = [what for _, what in problems]
+    found = (r for begin, r in _REMEDIES.items() if any(what.startswith(begin) for what in said))
+    return next(found, "correct or delete these rows")
+
+_SEVERAL = ("give each row one label; several labels a text are another task: "
+            "say --task multi-label (load_multi_label)")
+_REMEDIES = {"this is a list of": _SEVERAL, "the list of labels": _SEVERAL,
+             "this is an object": "take the name out of the object",
+             "these are bytes": "write the labels as text in UTF-8"}
+
 # %% ../nbs/01_corpora.ipynb #44e2b87f
 def _check_values(wanted, records):
     "Columns `text`, `label` (names, or None) and `row`; one error for all rows that cannot be used."
@@ -497,18 +511,6 @@ def _check_values(wanted, records):
                        for name, k in kinds.items() if len(k) > 1]
     if problems: raise DataError.from_problems(problems, remedy=_remedy(problems))
     return values
-
-def _remedy(problems):
-    "What to do about the first kind of problem that has a remedy of its own."
-    said = [what for _, what in problems]
-    found = (r for begin, r in _REMEDIES.items() if any(what.startswith(begin) for what in said))
-    return next(found, "correct or delete these rows")
-
-_SEVERAL = ("give each row one label; several labels a text are another task: "
-            "say --task multi-label (load_multi_label)")
-_REMEDIES = {"this is a list of": _SEVERAL, "the list of labels": _SEVERAL,
-             "this is an object": "take the name out of the object",
-             "these are bytes": "write the labels as text in UTF-8"}
 
 # %% ../nbs/01_corpora.ipynb #daab2d7b
 def _checked(wanted, records, notes=()):

@@ -204,10 +204,10 @@ class Audit:
                   "deduplicate keeps the first"),
                  ("near-duplicate pairs", f"{self.near_pairs:,}",
                   "split_rows keeps them on one side"),
-                 ("characters", size, "encode_texts counts what it cuts")]
-        if self.labels: table += [
-            ("texts with several labels", f"{self.conflicts:,}", "deduplicate drops them"),
-            ("classes", _counted(self.labels), "")]
+                 ("texts with several labels", f"{self.conflicts:,}", "deduplicate drops them"),
+                 ("characters", size, "encode_texts counts what it cuts"),
+                 ("classes", _counted(self.labels), "")]
+        if not self.labels: table = [line for line in table if line[0] not in _OF_LABELS]
         known = [("encodings", _counted(self.encodings), "look at all but the first")]
         return table + (known if len(self.encodings) > 1 else [])
 
@@ -215,6 +215,8 @@ class Audit:
     def _repr_markdown_(self):
         rows = [f"| {what} | {number} | {_as_code(done)} |" for what, number, done in self.lines()]
         return "\n".join(["| | | what is done |", "|---|---|---|", *rows])
+
+_OF_LABELS = ("texts with several labels", "classes") # lines that mean nothing without labels
 
 # %% ../nbs/02_preprocessing.ipynb #6223ce5a
 def _counted(counts, limit=10):
