@@ -414,8 +414,8 @@ def _check_classes(source, names, least):
     fractions = sum(not v.is_integer() for v in values.values())
     if fractions < 2 and len(counts) <= max(20, len(names)/5): return
     if len(counts) == len(names) and all(re.fullmatch(r"\d+", label_key(n)) for n in names):
-        what = f"{len(counts):,} different numbers for {len(names):,} rows: this looks like a row number"
-        raise DataError(f"the labels are {what}", where=str(source), remedy=_IDS)
+        what = f"the labels are {len(counts):,} different numbers for {len(names):,} rows"
+        raise DataError(f"{what}: this looks like a row number", where=str(source), remedy=_IDS)
     some = ", ".join(sorted(counts)[:4])
     raise DataError(f"the labels are {len(counts):,} numbers ({some} ...): scores, not classes",
                     where=str(source), remedy=f"sftbook classifies: {_BANDS}")
@@ -568,7 +568,7 @@ def load_rows(source:str|Path, # name of a corpus, a file (see `open_records`), 
               max_characters:int=100_000, # longer texts are refused
               delimiter:str|None=None, # of a CSV file; found when None
               labels:list[str]|None=None, # that a saved run knows; the file's have to be among them
-             ): # Dataset: `text`, `label` (ClassLabel), `file`, `row` (line where it begins, or number)
+             ): # Dataset: `text`, `label` (ClassLabel), `file`, `row` (line or number)
     "Load texts and check every row. Raises `DataError` with all rows that cannot be used."
     wanted = _Wanted(str(source), text, label, merge_labels, max_characters, labels)
     if str(source) in REGISTRY: return _from_dataset(wanted, load_corpus(str(source)))

@@ -348,15 +348,16 @@ def _check_parts(rows, parts, wanted, clusters):
         why = ", all near-copies of one another," if alone else ""
         leaves = "leaves" if own.sum() == 1 else "leave"
         absent = [n for n in needed if not (labels[parts[n]] == c).any()]
-        missing += [(_class_place(rows, own, names[c]),
-                     f"its {plural(int(own.sum()), 'row')}{why} {leaves} none for {n}") for n in absent]
+        what = f"its {plural(int(own.sum()), 'row')}{why} {leaves} none for"
+        missing += [(_class_place(rows, own, names[c]), f"{what} {n}") for n in absent]
         if absent and not alone: most = max(most, own.sum())
     remedy = _FEW + (_SHARE if most >= len(needed) else "")
     if missing: raise DataError.from_problems(missing, remedy=remedy)
 
 def _class_place(rows, own, name):
     "The class, and the file with its rows where there is one."
-    files = {f for f, of_class in zip(rows["file"], own) if of_class} if "file" in rows.features else ()
+    known = rows["file"] if "file" in rows.column_names else []
+    files = {file for file, of_class in zip(known, own) if of_class}
     return (f"{files.pop()}, " if len(files) == 1 else "") + f"class {name!r}"
 
 _FEW = "add rows of these classes, or drop them (--min-rows)"
@@ -385,7 +386,7 @@ def _class_counts(rows):
     return np.unique(rows["label"], return_counts=True)[1]
 
 def _rounded(rows, sizes):
-    "Rows of the parts if there were no clusters: each class is dealt in whole rows, as `_deal` does."
+    "Rows of the parts if there were no clusters: each class in whole rows, as `_deal` does."
     counts, test = _class_counts(rows), sizes.get("test_size", 0.)
     first = np.ceil(test*counts - 0.5).sum()
     both = np.ceil((test + sizes.get("validation_size", 0.))*counts - 0.5).sum()
