@@ -7,8 +7,10 @@ __all__ = ['REGISTRY', 'Corpus', 'find_corpus', 'fetch', 'checkpoint_path', 'loa
            'label_key', 'load_rows']
 
 # %% ../nbs/01_corpora.ipynb #39233b65
+import ast
 import contextlib
 import difflib
+import json
 import math
 import pickle # for an Unpickler that imports nothing, see _PlainUnpickler
 import re
@@ -18,16 +20,18 @@ import sys
 import tarfile
 import tempfile
 import unicodedata
+import warnings
 import zipfile
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 
-from .core import (CorpusError, DataError, atomic_folder, cache_dir, hub_is_reachable, quiet,
-                          sha256)
-from .files import _visible, open_records, surrogate_problem, text_problem
+from .core import (CorpusError, DataError, atomic_folder, cache_dir, hub_is_reachable, plural,
+                          quiet, sha256)
+from .files import (_encoding, _unix_lines, _visible, open_records, surrogate_problem,
+                           text_problem)
 
 # %% ../nbs/01_corpora.ipynb #a9ec54c5
 @dataclass(frozen=True)
@@ -250,9 +254,27 @@ def _read_msra(folder):
 
 _READERS["msra-ner"] = _read_msra
 
+# %% ../nbs/01_corpora.ipynb #4e206f0b
+def _leaves(value, path="row"):
+    "Texts inside a record, and the Python expression that reads each."
+    if isinstance(value, str): yield path, value
+    items = enumerate(value[:1]) if isinstance(value, list) else ()
+    if isinstance(value, dict): items = value.items()
+    for key, inner in items: yield from _leaves(inner, f"{path}[{json.dumps(key)}]")
+
+def _flatten(record):
+    "What to do about a record that holds objects; nothing where it is flat."
+    inside = [v for v in (record or {}).values() if isinstance(v, dict) or
+              isinstance(v, list) and any(isinstance(item, dict) for item in v)]
+    if not inside: return None
+    found = [f"{path} is {text[:20]!r}" for path, text in _leaves(record) if text.strip()][:6]
+    said = "write a file with one flat object a line"
+    if not found: return said
+    return said + ', {"text": ..., "label": ...}; in the first row ' + ", ".join(found)
+
 # %% ../nbs/01_corpora.ipynb #2c999c0d
-def _check_columns(source, columns, wanted):
-    "Raise for a column that is not there, or that is asked for twice."
+def _check_columns(source, columns, wanted, first=None):
+    "Raise for a column that is not there, or that is asked for twice; `first` is a record."
     if len(set(wanted)) < len(wanted):
         raise DataError(f"the texts and the labels cannot both be column {wanted[0]!r}",
                         where=str(source), remedy="name two columns with --text and --label")
@@ -261,8 +283,11 @@ def _check_columns(source, columns, wanted):
         folded = {c.casefold(): c for c in columns}
         near = [folded[n] for n in difflib.get_close_matches(column.casefold(), folded, 1, 0.4)]
         there = ", ".join(map(repr, list(columns)[:20])) + (" ..." if len(columns) > 20 else "")
-        remedy = (f"did you mean {near[0]!r}? " if near else "") + "name the columns with --text and --label"
-        raise DataError(f"there is no column {column!r}; there are: {there}", where=str(source), remedy=remedy)
+        remedy = "name the columns with --text and --label"
+        if near: remedy = f"did you mean {near[0]!r}? {remedy}"
+        else: remedy = _flatten(first) or remedy
+        raise DataError(f"there is no column {column!r}; there are: {there}", where=str(source),
+                        remedy=remedy)
 
 # %% ../nbs/01_corpora.ipynb #94b82c15
 def label_problem(value, # of the column with the labels
@@ -270,19 +295,67 @@ def label_problem(value, # of the column with the labels
     "Say why a value is not one label."
     if value is None: return "the label is empty"
     if isinstance(value, float) and not math.isfinite(value): return f"the label is no value ({value})"
-    if isinstance(value, (list, tuple)): return f"this is a list of {len(value)} labels, not one label"
+    if isinstance(value, (list, tuple)): return _list_problem(len(value))
     if isinstance(value, dict): return f"this is an object, not a label: {str(value)[:40]}"
+    if isinstance(value, bytes): return f"these are bytes, not a text: {str(value)[:40]}"
     if not isinstance(value, str): return None
     return surrogate_problem(value) if any(map(_visible, value)) else "the label is empty"
 
+def _list_problem(n):
+    if n: return f"this is a list of {plural(n, 'label')}, not a label"
+    return "the list of labels is empty"
+
+# %% ../nbs/01_corpora.ipynb #87088585
+@lru_cache(10_000)
+def _written(text):
+    "The list or object that Python, JSON or numpy wrote as a text; None for any other text."
+    text = text.strip()
+    if text[:1] + text[-1:] not in ("[]", "()", "{}"): return None
+    if re.fullmatch(r"\[[\d.\s]+\]", text): return text[1:-1].split()
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError), \
+             warnings.catch_warnings():
+            warnings.simplefilter("ignore") # of Python, about what stands in the text
+            value = read(text)
+            if isinstance(value, dict): return value
+            return list(value) if isinstance(value, (list, tuple, set)) else None
+
+# %% ../nbs/01_corpora.ipynb #f91d3dd8
+def _cell_problem(value):
+    "Like `label_problem`, and a text that is a list or an object which a program has written."
+    written = _written(value) if isinstance(value, str) else None
+    return label_problem(value if written is None else written)
+
+def _decoded(value):
+    "Bytes as the text that they are in UTF-8; everything else as it is."
+    try: return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError: return value
+
+# %% ../nbs/01_corpora.ipynb #5fe6fb07
+def _plain_number(text):
+    "A number without plus sign, exponent and zeros at its end; any other text as it is."
+    found = re.fullmatch(r"([+-]?)([0-9]*)(?:\.([0-9]+))?(?:e([+-]?[0-9]{1,2}))?", text)
+    if not found or not (found[2] or found[3]): return text
+    sign, whole, part, power = found[1], found[2], found[3] or "", int(found[4] or 0)
+    if power:
+        digits, point = whole + part, len(whole) + power
+        digits, point = "0"*max(0, -point) + digits.ljust(point, "0"), max(0, point)
+        whole, part = digits[:point].lstrip("0"), digits[point:]
+    part = part.rstrip("0")
+    minus = "-" if sign == "-" and (whole + part).strip("0") else ""
+    return minus + (whole or "0") + (f".{part}" if part else "")
+
 # %% ../nbs/01_corpora.ipynb #f9a6795f
+_UNSEEN = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]") # which form of a sign is shown
+_HYPHENS = re.compile("[\u058a\u05be\u2010-\u2015\u2043\u2212]")
+
 def label_key(name:str, # a label
              ) -> str: # the same for labels that a person would take for one
-    "Fold case, width, spaces, invisible characters and `.0` at the end of a number."
+    "Fold case, width, spaces, hyphens, invisible characters and the form of a number."
     folded = unicodedata.normalize("NFKC", name)
-    folded = "".join(c for c in folded if unicodedata.category(c) != "Cf")
+    folded = "".join(c for c in _UNSEEN.sub("", folded) if unicodedata.category(c) != "Cf")
     folded = " ".join(unicodedata.normalize("NFKC", folded.casefold()).split())
-    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", folded)
+    return _plain_number(_HYPHENS.sub("-", folded))
 
 # %% ../nbs/01_corpora.ipynb #181dcd98
 def _same_labels(values):
@@ -300,42 +373,88 @@ def _merge_labels(source, values, merge):
     groups = [sorted(g, key=lambda n: (-counts[n], n)) for g in _same_labels(values)]
     clashes = [g for g in groups if len(g) > 1]
     if clashes and not merge:
-        show = ascii if any(unicodedata.normalize("NFC", n) != n for g in clashes for n in g) else repr
-        spelt = [", ".join(f"{show(n)} ({counts[n]:,} rows)" for n in g) for g in clashes]
-        what = "labels that differ only by case, width, spaces, invisible marks or the form of a number: "
+        show = ascii if any(_looks_alike(n) for g in clashes for n in g) else repr
+        spelt = [", ".join(f"{show(n)} ({plural(counts[n], 'row')})" for n in g) for g in clashes]
+        what = ("labels that differ only by case, width, spaces, hyphens, invisible marks "
+                "or the form of a number: ")
         raise DataError.from_problems([(str(source), what + s) for s in spelt], remedy=_MERGE)
     best = {}
     for group in groups: best |= dict.fromkeys(group, max(group, key=lambda n: (counts[n], n)).strip())
     return [best[name] for name in values], sum(len(g) - 1 for g in clashes)
 
+def _looks_alike(name):
+    "Whether a label has characters that a screen shows like others, or not at all."
+    composed = unicodedata.normalize("NFC", name)
+    return bool(composed != name or _UNSEEN.search(name) or _HYPHENS.search(name))
+
 _MERGE = ("correct them in the file, or say --merge-labels (merge_labels=True) "
           "to use the most frequent spelling of each")
 
 # %% ../nbs/01_corpora.ipynb #a49b0399
-def _check_classes(source, names, least):
-    "Raise for fewer than `least` classes, and for numbers that are measured and not names."
-    counts = Counter(names)
-    if len(counts) < least:
-        only = next(iter(counts))
-        raise DataError(f"all {len(names):,} rows have the label {only!r}", where=str(source),
-                        remedy="a classifier needs rows of at least two classes")
-    if not all(_NUMBER.fullmatch(name) for name in counts): return
-    fractions = sum(float(n) != round(float(n)) for n in counts)
-    if fractions > 1 or len(counts) > max(20, len(names)/5):
-        some = ", ".join(sorted(counts)[:4])
-        raise DataError(f"the labels are {len(counts):,} numbers ({some} ...): scores, not classes",
-                        where=str(source), remedy="sftbook classifies: cut the numbers into named bands")
+def _as_number(name):
+    "The number that a label is, also with %, decimal comma or separated thousands; else None."
+    text = label_key(name).removesuffix("%").strip()
+    if re.fullmatch(r"[+-]?\d{1,3}([,' ]\d{3})+(\.\d+)?", text): text = re.sub("[,' ]", "", text)
+    if re.fullmatch(r"[+-]?\d{1,3}(\.\d{3})+,\d+", text): text = text.replace(".", "")
+    if re.fullmatch(r"[+-]?\d*,\d+", text): text = text.replace(",", ".")
+    return float(text) if _NUMBER.fullmatch(text) else None
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
+# %% ../nbs/01_corpora.ipynb #e8b1a902
+def _check_classes(source, names, least):
+    "Raise for fewer than `least` classes, and for numbers that are measured or counted, not names."
+    counts = Counter(names)
+    if len(counts) < least:
+        only = next(iter(counts))
+        raise DataError(f"{_all_rows(len(names))} the label {only!r}", where=str(source),
+                        remedy="a classifier needs rows of at least two classes")
+    values = {name: _as_number(name) for name in counts}
+    if None in values.values(): return
+    fractions = sum(not v.is_integer() for v in values.values())
+    if fractions < 2 and len(counts) <= max(20, len(names)/5): return
+    if len(counts) == len(names) and all(re.fullmatch(r"\d+", label_key(n)) for n in names):
+        what = f"the labels are {len(counts):,} different numbers for {len(names):,} rows"
+        raise DataError(f"{what}: this looks like a row number", where=str(source), remedy=_IDS)
+    some = ", ".join(sorted(counts)[:4])
+    raise DataError(f"the labels are {len(counts):,} numbers ({some} ...): scores, not classes",
+                    where=str(source), remedy=f"sftbook classifies: {_BANDS}")
+
+def _all_rows(n): return f"all {n:,} rows have" if n > 1 else "the only row has"
+
+_BANDS = "cut the numbers into named bands"
+_IDS = f"name the column of the classes with --label; if these are scores, {_BANDS}"
+
+# %% ../nbs/01_corpora.ipynb #af5aafd4
+_MISSING = {"nan", "NaN", "NAN", "NaT", "null", "Null", "NULL", "None", "NA", "<NA>", "n/a", "N/A",
+            "#N/A", "#NA", "#NULL!", "-", "--"}
+
+def _missing_notes(names, numbers, place="row at line"):
+    "A sentence for each label that a program may have written for nothing."
+    rows, found = Counter(names), dict.fromkeys(name for name in names if name in _MISSING)
+    if len(found) == len(rows): return []
+    first = {name: f"{place.split()[-1]} {numbers[names.index(name)]}" for name in found}
+    return [f"label {name!r} ({plural(rows[name], 'row')}, first at {first[name]}) "
+            "looks like a missing value; it is used as a class" for name in found]
+
+# %% ../nbs/01_corpora.ipynb #7033609d
+def _places(values, value, numbers, place):
+    "Where a label stands: its first ten rows."
+    if numbers is None: return ""
+    at = [str(n) for v, n in zip(values, numbers) if v == value]
+    more = f" and {len(at) - 10:,} more" if len(at) > 10 else ""
+    return f" ({place.split()[-1]}{'s' if len(at) > 1 else ''} {', '.join(at[:10])}{more})"
+
 # %% ../nbs/01_corpora.ipynb #0d2870de
-def _match_labels(source, values, known):
+def _match_labels(source, values, known, numbers=None, place="row at line"):
     "For each value the known label that it means, None where it is empty; and what was decided."
     keys, notes = {label_key(name): name for name in known}, []
     found = {v: v if v in known else keys.get(label_key(v)) for v in set(values) - {None}}
     unknown = sorted(v for v, name in found.items() if name is None)
     if unknown:
-        raise DataError(f"labels that the run does not know: {', '.join(map(repr, unknown[:10]))}",
+        said = [repr(v) + _places(values, v, numbers, place) for v in unknown[:10]]
+        more = f" and {len(unknown) - 10:,} more" if len(unknown) > 10 else ""
+        raise DataError(f"labels that the run does not know: {', '.join(said)}{more}",
                         where=str(source), remedy=f"it knows: {', '.join(map(repr, known[:20]))}")
     notes += [f"label {v!r} was read as {name!r}" for v, name in sorted(found.items()) if v != name]
     if empty := values.count(None): notes.append(f"{empty:,} rows without a label were left out")
@@ -351,48 +470,58 @@ class _Wanted:
     merge:bool
     max_characters:int
     known:list[str]|None # labels of a saved run
+    place:str="row at line" # what the number of a record means; else "row"
 
     def columns(self): return [c for c in (self.text, self.label) if c]
 
     def problems(self, record):
         "What is wrong with a record: column and sentence; a row without a label may pass where labels are known."
         text = text_problem(record.get(self.text), self.max_characters)
-        label = self.label and label_problem(record.get(self.label))
+        label = self.label and _cell_problem(_decoded(record.get(self.label)))
         if label and self.known is not None and label.startswith("the label is"): label = None
         return [(c, what) for c, what in ((self.text, text), (self.label, label)) if what]
+
+# %% ../nbs/01_corpora.ipynb #b1bc7b15
+def _remedy(problems):
+    "What to do about the first kind of problem that has a remedy of its own."
+    said = [what for _, what in problems]
+    found = (r for begin, r in _REMEDIES.items() if any(what.startswith(begin) for what in said))
+    return next(found, "correct or delete these rows")
+
+_SEVERAL = ("give each row one label; several labels a text are another task: "
+            "say --task multi-label (load_multi_label)")
+_REMEDIES = {"this is a list of": _SEVERAL, "the list of labels": _SEVERAL,
+             "this is an object": "take the name out of the object",
+             "these are bytes": "write the labels as text in UTF-8"}
 
 # %% ../nbs/01_corpora.ipynb #44e2b87f
 def _check_values(wanted, records):
     "Columns `text`, `label` (names, or None) and `row`; one error for all rows that cannot be used."
     values, problems, kinds = dict(text=[], label=[], row=[]), [], {}
-    for line, record in records:
-        where = f"{wanted.source}, row at line {line}, column"
+    for number, record in records:
+        where = f"{wanted.source}, {wanted.place} {number}, column"
         problems += [(f"{where} {column}", what) for column, what in wanted.problems(record)]
-        label = record.get(wanted.label)
+        label = _decoded(record.get(wanted.label))
+        name = None if label_problem(label) else str(label)
         values["text"].append(record.get(wanted.text))
-        values["label"].append(None if label_problem(label) else str(label))
-        values["row"].append(line)
-        kinds.setdefault(str(label), set()).add(type(label).__name__)
-    values["notes"] = [f"label {name!r} is written as {' and as '.join(sorted(k))}" for name, k in kinds.items() if len(k) > 1]
+        values["label"].append(name)
+        values["row"].append(number)
+        if name is not None: kinds.setdefault(name, set()).add(type(label).__name__)
+    values["notes"] = [f"label {name!r} is written as {' and as '.join(sorted(k))}"
+                       for name, k in kinds.items() if len(k) > 1]
     if problems: raise DataError.from_problems(problems, remedy=_remedy(problems))
     return values
 
-def _remedy(problems):
-    said = " ".join(what for _, what in problems[:100])
-    if "list of" in said: return "give each row one label; several labels a text are another task"
-    return "take the name out of the object" if "object" in said else "correct or delete these rows"
-
 # %% ../nbs/01_corpora.ipynb #daab2d7b
-def _checked(wanted, records, columns, notes=()):
+def _checked(wanted, records, notes=()):
     "A Dataset of records that were checked; its description says what was decided."
     from datasets import ClassLabel, Dataset, Features, Value
-    _check_columns(wanted.source, columns, wanted.columns())
     values = _check_values(wanted, records)
     notes = [*notes, *values.pop("notes")]
     values["file"] = [Path(wanted.source).name]*len(values["row"])
     features = dict(text=Value("string"), file=Value("string"), row=Value("int64"))
     if wanted.label:
-        names, said = _label_names(wanted, values["label"])
+        names, said = _label_names(wanted, values["label"], values["row"])
         notes += said
         features["label"] = ClassLabel(names=wanted.known or sorted(set(names)))
         values = _with_label(values, names, features["label"].names, wanted.source)
@@ -401,13 +530,15 @@ def _checked(wanted, records, columns, notes=()):
     return rows
 
 # %% ../nbs/01_corpora.ipynb #e4e391a8
-def _label_names(wanted, labels):
+def _label_names(wanted, labels, numbers):
     "Labels as they shall be used, and what was decided."
-    if wanted.known is not None: return _match_labels(wanted.source, labels, wanted.known)
+    if wanted.known is not None:
+        return _match_labels(wanted.source, labels, wanted.known, numbers, wanted.place)
     names, merged = _merge_labels(wanted.source, labels, wanted.merge)
     _check_classes(wanted.source, names, 2)
-    said = f"labels: {merged} spellings were merged into the most frequent one of their class"
-    return names, [said] if merged else []
+    said = (f"labels: {plural(merged, 'spelling')} {'was' if merged == 1 else 'were'} merged "
+            "into the most frequent one of their class")
+    return names, [said]*bool(merged) + _missing_notes(names, numbers, wanted.place)
 
 def _with_label(values, names, classes, source):
     "The columns of the rows that have a label, with its number."
@@ -418,23 +549,35 @@ def _with_label(values, names, classes, source):
     values["label"] = [ids.get(name) for name in names]
     return {column: [v[i] for i in kept] for column, v in values.items()}
 
+# %% ../nbs/01_corpora.ipynb #ab4a218f
+def _place(source, records):
+    "What the numbers of records mean: lines of a file, or rows."
+    name = str(source).lower().removesuffix(".gz")
+    if name.endswith((".csv", ".tsv", ".txt")): return "row at line"
+    if name.endswith(".parquet") or records.notes: return "row" # notes: rows inside another value
+    with _unix_lines(source, _encoding(source)) as lines:
+        first = next(filter(str.strip, lines), "")
+    return "row" if first.lstrip().startswith("[") else "row at line"
+
 # %% ../nbs/01_corpora.ipynb #01d06e12
 def load_rows(source:str|Path, # name of a corpus, a file (see `open_records`), or a hub id
               *,
               text:str="text", # column with the texts
               label:str|None="label", # column with the labels; None: rows without labels
-              merge_labels:bool=False, # merge labels that differ only by case, width, spaces, `.0`
+              merge_labels:bool=False, # merge labels that have one `label_key`
               max_characters:int=100_000, # longer texts are refused
               delimiter:str|None=None, # of a CSV file; found when None
               labels:list[str]|None=None, # that a saved run knows; the file's have to be among them
-             ): # Dataset: `text`, `label` (ClassLabel), `file`, `row` (line where it begins)
+             ): # Dataset: `text`, `label` (ClassLabel), `file`, `row` (line or number)
     "Load texts and check every row. Raises `DataError` with all rows that cannot be used."
     wanted = _Wanted(str(source), text, label, merge_labels, max_characters, labels)
     if str(source) in REGISTRY: return _from_dataset(wanted, load_corpus(str(source)))
     if not Path(source).suffix and not Path(source).exists():
         return _from_dataset(wanted, _load_from_hub(str(source)))
     records = open_records(source, delimiter=delimiter)
-    return _checked(wanted, records, records.columns, records.notes)
+    _check_columns(wanted.source, records.columns, wanted.columns(), next(iter(records))[1])
+    wanted.place = _place(source, records)
+    return _checked(wanted, records, records.notes)
 
 # %% ../nbs/01_corpora.ipynb #6682ac4a
 def _from_dataset(wanted, rows):
@@ -446,7 +589,8 @@ def _from_dataset(wanted, rows):
     if own and rows.features[wanted.text].dtype == "string": return _renamed(rows, wanted)
     columns = rows.select_columns(wanted.columns())
     records = enumerate(_named(columns, wanted.label) if named else columns, 1)
-    return _checked(wanted, records, rows.column_names)
+    wanted.place = "row"
+    return _checked(wanted, records)
 
 def _named(rows, label):
     "Records with names of classes where the Dataset has numbers; -1 means that there is none."

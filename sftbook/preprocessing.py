@@ -23,12 +23,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import ConfigError, DataError, atomic_folder, cache_dir, quiet
+from .core import ConfigError, DataError, atomic_folder, cache_dir, plural, quiet
 
 # %% ../nbs/02_preprocessing.ipynb #6fd6abcc
 _INVISIBLE = re.compile(
     "[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
-_FACE = r"[:;=]['^-]?[()\[\]{}|/\\*dpo3]+(?!\w)|(?<!\w)[()\[\]]+['^-]?[:;=]"
+_EYE, _BEFORE, _AFTER = "[-–—;:.,'\"`·・。]", r"(?<![^\W_])", r"(?![^\W_])" # no letter beside
+_EYES = rf"{_BEFORE}\(*(?:{_EYE}_+{_EYE}|[-–;'][.]+[-–;']|['・]-+['・]|;-+;)\)*{_AFTER}"
+_FACE = (rf"{_EYES}|[:;=]['^-]?[()\[\]{{}}|/\\*dpo3]+{_AFTER}"
+         rf"|{_BEFORE}[()\[\]]+['^-]?[:;=]|[(\[]+['^-]?[:;=]")
 _SIGN = r"(?<![\w.,])-(?=\d)"
 _PUNCTUATION = (r"""[\s.,;:!?"'()\[\]{}_·‐-―‘-‟‹›«»…"""
                 r"""、。，；：！？（）《》〈〉「」『』【】〔〕〜・¡¿-]""")
@@ -189,7 +192,7 @@ class Audit:
     near_pairs:int # near-duplicate pairs among different keys
     conflicts:int # keys that carry more than one label
     characters:dict[str, int] # length at the 5th, 50th, 95th percentile and the longest
-    labels:dict[str, int] # rows of each class, the largest first
+    labels:dict[str, int] # rows of each class, the largest first; empty without labels
     encodings:dict[str, int] = field(default_factory=dict) # rows of each, where it is known
 
     def lines(self) -> list[tuple[str, str, str]]: # what, how many, what is done about it
@@ -204,6 +207,7 @@ class Audit:
                  ("texts with several labels", f"{self.conflicts:,}", "deduplicate drops them"),
                  ("characters", size, "encode_texts counts what it cuts"),
                  ("classes", _counted(self.labels), "")]
+        if not self.labels: table = [line for line in table if line[0] not in _OF_LABELS]
         known = [("encodings", _counted(self.encodings), "look at all but the first")]
         return table + (known if len(self.encodings) > 1 else [])
 
@@ -211,6 +215,8 @@ class Audit:
     def _repr_markdown_(self):
         rows = [f"| {what} | {number} | {_as_code(done)} |" for what, number, done in self.lines()]
         return "\n".join(["| | | what is done |", "|---|---|---|", *rows])
+
+_OF_LABELS = ("texts with several labels", "classes") # lines that mean nothing without labels
 
 # %% ../nbs/02_preprocessing.ipynb #6223ce5a
 def _counted(counts, limit=10):
@@ -241,7 +247,8 @@ def audit(rows, # a Dataset with `text` and perhaps `label` and `encoding`
     return Audit(len(texts), keys.count(""), len(keys) - len(of_key), len(texts) - len(set(texts)),
                  len(near_duplicate_pairs(list(of_key), key=str)),
                  sum(len(v) > 1 for v in of_key.values()), size,
-                 dict(Counter(labels).most_common()), dict(Counter(encodings).most_common()))
+                 dict(Counter(labels if "label" in rows.column_names else ()).most_common()),
+                 dict(Counter(encodings).most_common()))
 
 def _label_names(rows):
     "The name of each row's class, or nothing where rows have no label."
@@ -330,19 +337,31 @@ def _join_clusters(parts, clusters):
     rows = [(home[clusters[i]], i) for part in parts.values() for i in part]
     for name in parts: parts[name] = [i for where, i in rows if where == name]
 
+# %% ../nbs/02_preprocessing.ipynb #143a6388
 def _check_parts(rows, parts, wanted, clusters):
     "Every class must stand in every part that was asked for."
     names, labels, missing = rows.features["label"].names, np.array(rows["label"]), []
-    needed = ["train", *(n for n, share in wanted.items() if share)]
+    needed, most = ["train", *(n for n, share in wanted.items() if share)], 0
     for c in np.unique(labels):
-        alone = len(set(clusters[labels == c].tolist())) == 1 and (labels == c).sum() > 1
+        own = labels == c
+        alone = len(set(clusters[own].tolist())) == 1 and own.sum() > 1
         why = ", all near-copies of one another," if alone else ""
-        missing += [(f"class {names[c]!r}", f"its {int((labels == c).sum())} rows{why} leave none for {n}")
-                    for n in needed if not (labels[parts[n]] == c).any()]
-    if missing: raise DataError.from_problems(missing, remedy=_FEW)
+        leaves = "leaves" if own.sum() == 1 else "leave"
+        absent = [n for n in needed if not (labels[parts[n]] == c).any()]
+        what = f"its {plural(int(own.sum()), 'row')}{why} {leaves} none for"
+        missing += [(_class_place(rows, own, names[c]), f"{what} {n}") for n in absent]
+        if absent and not alone: most = max(most, own.sum())
+    remedy = _FEW + (_SHARE if most >= len(needed) else "")
+    if missing: raise DataError.from_problems(missing, remedy=remedy)
 
-_FEW = ("add rows of these classes, drop them (--min-rows), "
-        "or ask for a smaller test and validation share")
+def _class_place(rows, own, name):
+    "The class, and the file with its rows where there is one."
+    known = rows["file"] if "file" in rows.column_names else []
+    files = {file for file, of_class in zip(known, own) if of_class}
+    return (f"{files.pop()}, " if len(files) == 1 else "") + f"class {name!r}"
+
+_FEW = "add rows of these classes, or drop them (--min-rows)"
+_SHARE = ", or ask for other test and validation shares"
 
 # %% ../nbs/02_preprocessing.ipynb #00abfbc8
 def split_notes(rows, # the Dataset that was split
@@ -350,17 +369,39 @@ def split_notes(rows, # the Dataset that was split
                 splits, # what `split_rows` made of it
                 **sizes:float, # `validation_size` and `test_size` that were asked for
                ) -> list[str]: # sentences; none where all shares were kept
-    "Say which share was missed, and the largest cluster."
-    notes, numbers = [], np.bincount(clusters) if len(rows) else np.zeros(1, int)
+    "Say which share was missed, and why: a large cluster, or small classes."
+    notes, reasons, rounded = [], set(), _rounded(rows, sizes)
     for name in ("test", "validation"):
         asked, got = sizes.get(f"{name}_size", 0.)*len(rows), len(splits[name])
-        if abs(got - asked) > max(5, 0.1*asked):
-            notes.append(f"the {name} part has {got:,} rows, {asked:,.0f} were asked for")
-    if notes:
-        first = rows[int(np.argmax(clusters == numbers.argmax()))]["text"]
-        begin = " ".join(first.split())[:60]
-        notes.append(f"the largest cluster of near-copies has {numbers.max():,} rows: {begin!r} ...")
-    return notes
+        slack = max(5, 0.1*asked)
+        if abs(got - asked) <= slack: continue
+        notes.append(f"the {name} part has {plural(got, 'row')}, {asked:,.0f} were asked for")
+        reasons.add("classes" if abs(rounded[name] - asked) > slack else "clusters")
+    return notes + [{"classes": _class_reason, "clusters": _cluster_reason}[reason](rows, clusters)
+                    for reason in sorted(reasons)]
+
+# %% ../nbs/02_preprocessing.ipynb #9c371152
+def _class_counts(rows):
+    if "label" not in rows.column_names: return np.array([len(rows)])
+    return np.unique(rows["label"], return_counts=True)[1]
+
+def _rounded(rows, sizes):
+    "Rows of the parts if there were no clusters: each class in whole rows, as `_deal` does."
+    counts, test = _class_counts(rows), sizes.get("test_size", 0.)
+    first = np.ceil(test*counts - 0.5).sum()
+    both = np.ceil((test + sizes.get("validation_size", 0.))*counts - 0.5).sum()
+    return {"test": first, "validation": both - first}
+
+def _class_reason(rows, clusters):
+    counts = _class_counts(rows)
+    return (f"each of the {len(counts):,} classes is dealt in whole rows, "
+            f"and half of them have {plural(int(np.median(counts)), 'row')} or fewer")
+
+def _cluster_reason(rows, clusters):
+    largest = np.bincount(clusters).argmax()
+    members = np.flatnonzero(clusters == largest)
+    begin = " ".join(rows[int(members[0])]["text"].split())[:60]
+    return f"the largest cluster of near-copies has {plural(len(members), 'row')}: {begin!r} ..."
 
 # %% ../nbs/02_preprocessing.ipynb #5351640e
 def check_leakage(splits, # a DatasetDict, or a dictionary of Datasets with `text`

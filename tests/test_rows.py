@@ -48,7 +48,7 @@ LABELS = {
     "a space that cannot be broken is a space": (["late\u00a0parcel", "late parcel", "b"], "--merge-labels"),
     "a zero-width mark makes no class": (["a\u200b", "a", "b"], "--merge-labels"),
     "scores are no classes": ([0.5, 1.5, 2.25], "scores, not classes"),
-    "a number for every row is no class": (list(range(60)), "scores, not classes"),
+    "a number for every row is no class": (list(range(60)), "this looks like a row number"),
 }
 
 
