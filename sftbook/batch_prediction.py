@@ -103,7 +103,8 @@ def format_rows(rows:list[dict], # to write
 # %% ../nbs/06a_batch_prediction.ipynb #45bd3db9
 def _quoted(field, delimiter):
     "A field as RFC 4180 wants it; Python's writer leaves a lone carriage return bare."
-    if not any(c in field for c in (delimiter, '"', "\n", "\r")): return field
+    special = (delimiter, '"', "\n", "\r")
+    if delimiter == "," and not any(c in field for c in special): return field
     return '"' + field.replace('"', '""') + '"'
 
 # %% ../nbs/06a_batch_prediction.ipynb #f1eadf67

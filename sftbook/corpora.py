@@ -28,7 +28,7 @@ from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 
-from .core import (CorpusError, DataError, atomic_folder, cache_dir, hub_is_reachable, plural,
+from .core import (CorpusError, DataError, atomic_folder, cache_dir, hub_is_reachable, counted,
                           quiet, sha256)
 from .files import (_encoding, _unix_lines, _visible, open_records, surrogate_problem,
                            text_problem)
@@ -302,7 +302,7 @@ def label_problem(value, # of the column with the labels
     return surrogate_problem(value) if any(map(_visible, value)) else "the label is empty"
 
 def _list_problem(n):
-    if n: return f"this is a list of {plural(n, 'label')}, not a label"
+    if n: return f"this is a list of {counted(n, 'label')}, not a label"
     return "the list of labels is empty"
 
 # %% ../nbs/01_corpora.ipynb #87088585
@@ -374,7 +374,7 @@ def _merge_labels(source, values, merge):
     clashes = [g for g in groups if len(g) > 1]
     if clashes and not merge:
         show = ascii if any(_looks_alike(n) for g in clashes for n in g) else repr
-        spelt = [", ".join(f"{show(n)} ({plural(counts[n], 'row')})" for n in g) for g in clashes]
+        spelt = [", ".join(f"{show(n)} ({counted(counts[n], 'row')})" for n in g) for g in clashes]
         what = ("labels that differ only by case, width, spaces, hyphens, invisible marks "
                 "or the form of a number: ")
         raise DataError.from_problems([(str(source), what + s) for s in spelt], remedy=_MERGE)
@@ -434,7 +434,7 @@ def _missing_notes(names, numbers, place="row at line"):
     rows, found = Counter(names), dict.fromkeys(name for name in names if name in _MISSING)
     if len(found) == len(rows): return []
     first = {name: f"{place.split()[-1]} {numbers[names.index(name)]}" for name in found}
-    return [f"label {name!r} ({plural(rows[name], 'row')}, first at {first[name]}) "
+    return [f"label {name!r} ({counted(rows[name], 'row')}, first at {first[name]}) "
             "looks like a missing value; it is used as a class" for name in found]
 
 # %% ../nbs/01_corpora.ipynb #7033609d
@@ -536,7 +536,7 @@ def _label_names(wanted, labels, numbers):
         return _match_labels(wanted.source, labels, wanted.known, numbers, wanted.place)
     names, merged = _merge_labels(wanted.source, labels, wanted.merge)
     _check_classes(wanted.source, names, 2)
-    said = (f"labels: {plural(merged, 'spelling')} {'was' if merged == 1 else 'were'} merged "
+    said = (f"labels: {counted(merged, 'spelling', 'were')} merged "
             "into the most frequent one of their class")
     return names, [said]*bool(merged) + _missing_notes(names, numbers, wanted.place)
 

@@ -264,7 +264,6 @@ class _Seen:
     empty_columns:int = 0 # left out
     long_fields:int = 0 # over several lines
     first_long:tuple = () # where the first of them opens, and how many lines it has
-    hint:str = "" # what to do where the column with the texts is missing
 
     def look(self, line, fields):
         "Count the fields of a record that run over several lines."
@@ -403,20 +402,6 @@ def _as_rows(value):
         return rows, "the file holds columns, not rows; they were put together by their keys"
     return None, ""
 
-# %% ../nbs/00a_files.ipynb #38eaa7bb
-def _nested(value, name="", depth=3):
-    "Names of the texts inside the objects of a record, such as data.text."
-    if isinstance(value, str) and "." in name: return [name]
-    if not isinstance(value, dict) or not depth: return []
-    inside = ((f"{name}.{key}" if name else key, v) for key, v in value.items())
-    return [found for key, v in inside for found in _nested(v, key, depth - 1)]
-
-def _hint(record):
-    "What to do about a record whose texts stand inside objects; nothing for others."
-    names = ", ".join(map(repr, _nested(record)[:5]))
-    said = f"records need the text as a field of its own; here texts are in {names}"
-    return said if names else ""
-
 # %% ../nbs/00a_files.ipynb #3adbd5d8
 def _json(path, lines):
     "Columns (not known yet), notes, and a function that goes through the objects of a JSON file."
@@ -429,7 +414,6 @@ def _json(path, lines):
                 what = f"an object was expected, this is {type(value).__name__}"
                 seen.problems.append((line, what))
                 continue
-            if not seen.columns: seen.hint = _hint(value)
             seen.columns.update(dict.fromkeys(value))
             yield line, value
     return [], notes, rows
@@ -495,7 +479,6 @@ class Records:
     count:int # records
     notes:list[str] # what was decided and skipped
     rows:Callable # goes through the file
-    hint:str = "" # what to do where the column with the texts is missing; empty for most files
 
     def __iter__(self) -> Iterator[tuple[int, dict]]: return self.rows(_Seen())
 
@@ -519,7 +502,7 @@ def open_records(path:str|Path, # .csv, .tsv, .txt (with tabs), .jsonl, .json, a
     if seen.problems: raise _all_problems(path, seen.problems)
     if not count:
         raise DataError("there are no rows", where=str(path), remedy="it needs at least one row")
-    return Records(columns or list(seen.columns), count, notes + _seen_notes(seen), rows, seen.hint)
+    return Records(columns or list(seen.columns), count, notes + _seen_notes(seen), rows)
 
 # %% ../nbs/00a_files.ipynb #aaf03d7b
 def _suffix(path):

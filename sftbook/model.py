@@ -276,7 +276,7 @@ def use_byte_dropout(module:nn.Module, # changed in place
                     ) -> nn.Module: # the same module
     "Replace every `nn.Dropout` inside `module` by `ByteDropout` with the same share."
     for name, child in module.named_children():
-        fits = type(child) is nn.Dropout and 0 < round(child.p*256) < 256
+        fits = type(child) is nn.Dropout and child.p < 1 and (child.p*256 >= 0.5 or not child.p)
         if fits: setattr(module, name, ByteDropout(child.p).train(child.training))
         else: use_byte_dropout(child)
     return module

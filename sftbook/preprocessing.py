@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import ConfigError, DataError, atomic_folder, cache_dir, plural, quiet
+from .core import ConfigError, DataError, atomic_folder, cache_dir, counted, quiet
 
 # %% ../nbs/02_preprocessing.ipynb #6fd6abcc
 _INVISIBLE = re.compile(
@@ -348,7 +348,7 @@ def _check_parts(rows, parts, wanted, clusters):
         why = ", all near-copies of one another," if alone else ""
         leaves = "leaves" if own.sum() == 1 else "leave"
         absent = [n for n in needed if not (labels[parts[n]] == c).any()]
-        what = f"its {plural(int(own.sum()), 'row')}{why} {leaves} none for"
+        what = f"its {counted(int(own.sum()), 'row')}{why} {leaves} none for"
         missing += [(_class_place(rows, own, names[c]), f"{what} {n}") for n in absent]
         if absent and not alone: most = max(most, own.sum())
     remedy = _FEW + (_SHARE if most >= len(needed) else "")
@@ -375,7 +375,7 @@ def split_notes(rows, # the Dataset that was split
         asked, got = sizes.get(f"{name}_size", 0.)*len(rows), len(splits[name])
         slack = max(5, 0.1*asked)
         if abs(got - asked) <= slack: continue
-        notes.append(f"the {name} part has {plural(got, 'row')}, {asked:,.0f} were asked for")
+        notes.append(f"the {name} part has {counted(got, 'row')}, {asked:,.0f} were asked for")
         reasons.add("classes" if abs(rounded[name] - asked) > slack else "clusters")
     return notes + [{"classes": _class_reason, "clusters": _cluster_reason}[reason](rows, clusters)
                     for reason in sorted(reasons)]
@@ -395,13 +395,13 @@ def _rounded(rows, sizes):
 def _class_reason(rows, clusters):
     counts = _class_counts(rows)
     return (f"each of the {len(counts):,} classes is dealt in whole rows, "
-            f"and half of them have {plural(int(np.median(counts)), 'row')} or fewer")
+            f"and half of them have {counted(int(np.median(counts)), 'row')} or fewer")
 
 def _cluster_reason(rows, clusters):
     largest = np.bincount(clusters).argmax()
     members = np.flatnonzero(clusters == largest)
     begin = " ".join(rows[int(members[0])]["text"].split())[:60]
-    return f"the largest cluster of near-copies has {plural(len(members), 'row')}: {begin!r} ..."
+    return f"the largest cluster of near-copies has {counted(len(members), 'row')}: {begin!r} ..."
 
 # %% ../nbs/02_preprocessing.ipynb #5351640e
 def check_leakage(splits, # a DatasetDict, or a dictionary of Datasets with `text`

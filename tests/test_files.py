@@ -163,10 +163,3 @@ def test_endings_and_gz_are_named(tmp_path):
         opened(tmp_path / "d.xlsx", b"PK")
     with pytest.raises(DataError, match="take .gz off its name"):
         opened(tmp_path / "d.csv.gz", "text,label\na,x\n")
-
-
-def test_texts_inside_objects_are_named(tmp_path):
-    task = {"id": 0, "data": {"text": "late again", "meta": {"from": "Anna"}}, "annotations": [{"result": []}]}
-    for name, content in (("d.json", json.dumps([task] * 2)), ("d.jsonl", json.dumps(task))):
-        assert "'data.text', 'data.meta.from'" in opened(tmp_path / name, content).hint
-    assert opened(tmp_path / "d.jsonl", '{"text": "a"}').hint == ""

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from sftbook.core import ConfigError, DataError, check_target, plural, write_manifest
+from sftbook.core import ConfigError, DataError, check_target, counted, write_manifest
 from sftbook.corpora import label_key, load_rows
 from sftbook.preprocessing import audit, duplicate_clusters, split_notes, split_rows, text_key
 
@@ -269,4 +269,4 @@ def test_a_folder_above_is_not_the_folder_you_are_in(above):
 
 
 def test_one_row_is_no_rows():
-    assert (plural(1, "row"), plural(0, "row"), plural(2000, "class", "classes")) == ("1 row", "0 rows", "2,000 classes")
+    assert (counted(1, "row"), counted(0, "row"), counted(2000, "row", "were"), counted(1, "row", "were")) == ("1 row", "0 rows", "2,000 rows were", "1 row was")

@@ -181,3 +181,13 @@ def test_a_test_file_that_holds_all_training_rows_is_said(tmp_path, capsys):
     file = write_csv(tmp_path / "a.csv", good_rows())
     code, _, err = run(capsys, "train", "--data", file, "--test-data", file, "--output", tmp_path / "run", *QUICK)
     assert code == 2 and "all stand in the test file" in err
+
+
+def test_tab_separated_answers_are_read_back_whole(trained, tmp_path, capsys):
+    texts = ['"quoted" goal', "a\tb", "two\nlines", '"', "plain"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(dict(text=text)) + "\n" for text in texts))
+    words = ("predict", trained[0] / "run", "--data", tmp_path / "a.jsonl", "--output", tmp_path / "o.tsv")
+    code, _, err = run(capsys, *words)
+    from sftbook.files import open_records
+
+    assert code == 0 and [record["text"] for _, record in open_records(tmp_path / "o.tsv")] == texts, err
