@@ -127,14 +127,14 @@ class Answered:
 # %% ../nbs/06a_batch_prediction.ipynb #74148315
 def _refuse_what_is_there(path, note, overwrite):
     "A file of that name may be somebody's, or the answers of hours."
-    ours = note.is_file() and path.is_file()
-    if ours and not overwrite:
-        done = read_json(note).get("rows", 0)
-        raise ConfigError(f"a stopped run has left {done:,} answered rows", where=str(path),
+    if not note.exists() and not path.exists(): return
+    done = read_json(note) if note.is_file() else None
+    if not isinstance(done, dict) or "identity" not in done:
+        raise ConfigError("this file is in the way", where=str(path if path.exists() else note),
+                          remedy="move it, or choose another --output")
+    if done["rows"] and not overwrite:
+        raise ConfigError(f"a stopped run has left {done['rows']:,} answered rows", where=str(path),
                           remedy="say --resume to go on, or --overwrite to begin again")
-    there = [] if ours else [file for file in (path, note) if file.exists()]
-    if there: raise ConfigError("this file is in the way", where=str(there[0]),
-                                remedy="move it, or choose another --output")
 
 # %% ../nbs/06a_batch_prediction.ipynb #adaaf255
 class _Partial:
@@ -156,6 +156,7 @@ class _Partial:
                           remedy="use the same ones, or leave out --resume")
 
     def open(self):
+        write_json(self.note, self.done) # first: a file without its note is somebody else's
         self.file = open(self.path, "r+b" if self.done["bytes"] else "wb", buffering=0)
         self.file.truncate(self.done["bytes"])
         self.file.seek(self.done["bytes"])

@@ -439,14 +439,21 @@ def _train(o):
     print(report)
     print(_how_to_use(o.output, report, task))
 
+# %% ../nbs/08_cli.ipynb #f874ff54
+def _about_linear(output, report):
+    "A word about the baseline, where the fine-tuned model is not clearly better."
+    from sftbook.recipes import linear_is_as_good
+    if not linear_is_as_good(report): return ""
+    difference = report.comparisons["TF-IDF + linear"].difference
+    verdict = "better" if difference.high < 0 else "as good"
+    return f"""
+The linear model is {verdict} on these rows: the fine-tuned one minus it is {difference}.
+It is a run of its own, small and fast: {output/'linear'}
+"""
+
 # %% ../nbs/08_cli.ipynb #6bfa9c72
 def _how_to_use(output, report, task):
-    from sftbook.recipes import linear_is_as_good
-    linear = f"""
-The linear model is as good on these rows: {report.comparisons.get("TF-IDF + linear")}.
-It is a run of its own, small and fast: {output}/linear
-""" if linear_is_as_good(report) else ""
-    return f"""{linear}
+    return f"""{_about_linear(output, report)}
 Saved in {output}. To use it:
 
   sftbook predict {output} "a text"

@@ -50,6 +50,7 @@ class LinearTextClassification(ClassAnswers, Task):
     def vectors(self): return _read_terms(Path(self.checkpoint)/"terms.json")
 
     def encode(self, rows):
+        if not len(rows): return []
         m = self.vectors.transform(list(rows["text"]))
         features = [dict(input_ids=m.indices[a:b].tolist(), values=m.data[a:b].tolist())
                     for a, b in zip(m.indptr, m.indptr[1:])]
