@@ -186,7 +186,10 @@ def test_the_best_epoch_survives_a_resume(tmp_path):
     assert (result.state.best, result.state.best_step, len(result.state.evaluations)) == (0.9, 16, 4)
 
 
-def fit(config=TrainingConfig(learning_rate=0.05), rows=None, loss=words_loss, resume=False, dropout=0.3, **more):
+USUAL = TrainingConfig(learning_rate=0.05)
+
+
+def fit(config=USUAL, rows=None, loss=words_loss, resume=False, dropout=0.3, **more):
     "Train a fresh model; the model and what was said of it."
     torch.manual_seed(0)
     model = Words(dropout)
