@@ -172,7 +172,8 @@ def test_a_killed_predict_leaves_whole_rows_and_goes_on(base, tmp_path):
     write_csv(tmp_path / "in.csv", [(str(i), " ".join(rng.choices(["cup", "bank", 'say "no"', "a\nb"], k=4))) for i in range(20_000)], header=("id", "text"))
     words = ("predict", base / "run", "--data", "in.csv", "--output")
     process = subprocess.Popen([sys.executable, "-m", "sftbook.cli", *map(str, words), "out.csv"], cwd=tmp_path, stderr=subprocess.PIPE)
-    while not (tmp_path / "out.csv.partial.json").exists() and process.poll() is None:
+    note = tmp_path / "out.csv.partial.json"  # is there from the first moment, without a row
+    while process.poll() is None and not (note.exists() and json.loads(note.read_text())["rows"]):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()

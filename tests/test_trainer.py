@@ -156,9 +156,9 @@ def test_a_resumed_run_keeps_its_number_format(tmp_path, monkeypatch, began, els
 
 def test_a_checkpoint_of_other_rows_is_refused(tmp_path):
     config = TrainingConfig(num_train_epochs=1)
-    Trainer(Words(), words_loss, collate, config, checkpoints=tmp_path).fit(words_rows(), identity="a")
+    Trainer(Words(), words_loss, collate, config, checkpoints=tmp_path).fit(words_rows(), identity={"rows": "a"})
     with pytest.raises(ConfigError, match="other settings or other rows"):
-        Trainer(Words(), words_loss, collate, config, checkpoints=tmp_path).fit(words_rows(), resume=True, identity="b")
+        Trainer(Words(), words_loss, collate, config, checkpoints=tmp_path).fit(words_rows(), resume=True, identity={"rows": "b"})
 
 
 def test_the_best_epoch_survives_a_resume(tmp_path):
