@@ -66,9 +66,9 @@ _FILES = "look at the place, its rights and its free space"
 # %% ../nbs/08_cli.ipynb #28947186
 _OPTIONS = dict(num_train_epochs="epochs", per_device_train_batch_size="batch-size",
                 learning_rate="learning-rate", metric_for_best_model="metric", seed="seed",
-                early_stopping_patience="patience", max_length="max-length", checkpoint="checkpoint",
-                validation_size="validation-size", test_size="test-size", long_texts="long-texts",
-                class_weights="class-weights", epochs="epochs")
+                early_stopping_patience="patience", max_length="max-length",
+                checkpoint="checkpoint", validation_size="validation-size", test_size="test-size",
+                long_texts="long-texts", class_weights="class-weights", epochs="epochs")
 _NAMES = re.compile(r"(?<![\w'/.-])(" + "|".join(_OPTIONS) + r")(?= must | was | needs |$)")
 
 def _in_options(error):
@@ -77,9 +77,11 @@ def _in_options(error):
     if isinstance(error, (ConfigError, TrainingError)):
         where = "" if where in _OURS else _NAMES.sub(_as_option, where)
         what = _NAMES.sub(_as_option, what)
-        remedy = remedy.replace("resume=True", "--resume").replace("learning_rate", "--learning-rate")
+        remedy = remedy.replace("resume=True", "--resume")
+        remedy = remedy.replace("learning_rate", "--learning-rate")
         if where == "" and error.where == "TrainingConfig": remedy = _OPTION_LIST
-    return f"sftbook: {where}{': ' if where else ''}{what}" + f"\n  What to do: {remedy}"*bool(remedy)
+    said = f"sftbook: {where}{': ' if where else ''}{what}"
+    return said + f"\n  What to do: {remedy}"*bool(remedy)
 
 def _as_option(found): return f"--{_OPTIONS[found[1]]}"
 
@@ -387,7 +389,8 @@ _TRAIN = "sftbook train --data feedback.csv --text comment --label topic --outpu
 @app.command(cls=_Command, epilog=_TRAIN)
 def train(ctx:typer.Context,
           data:Annotated[str, _option("Rows", "corpus, or .csv, .tsv, .jsonl, .parquet file")],
-          task:TaskName="classification", text:Text="text", label:Label="label", test_data:TestData=None, test_size:TestSize=0.3,
+          task:TaskName="classification", text:Text="text", label:Label="label",
+          test_data:TestData=None, test_size:TestSize=0.3,
           validation_size:ValidationSize=0., min_rows:MinRows=1, merge_labels:Merge=False,
           delimiter:Delimiter=None, max_characters:Longest=100_000, checkpoint:Checkpoint="minilm",
           max_length:MaxLength=256, long_texts:LongTexts="head", unlabelled:Unlabelled=None,

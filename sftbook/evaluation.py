@@ -128,8 +128,12 @@ def fit_temperature(logits, # (rows, classes) of validation rows
         raise DataError("expected finite logits of shape (rows, classes)", where="fit_temperature",
                         remedy="give what the model returned, before softmax")
     labels, _ = _check_labels(labels, logits.argmax(-1), logits.shape[1])
-    rows = np.arange(len(labels))
-    def loss(log_t): return -log_softmax(logits/math.exp(log_t), -1)[rows, labels].mean()
+    rows, doubt = np.arange(len(labels)), 1/(len(labels) + 2) # as if one more row were wrong
+    def loss(log_t):
+        logs = log_softmax(logits/math.exp(log_t), -1)
+        true = logs[rows, labels]
+        others = (logs.sum(-1) - true)/max(1, logits.shape[1] - 1)
+        return -((1 - doubt)*true + doubt*others).mean()
     limit = math.log(100)
     return math.exp(minimize_scalar(loss, bounds=(-limit, limit), method="bounded").x)
 

@@ -68,7 +68,9 @@ class LinearTextClassification(ClassAnswers, Task):
         return batch
 
     def init_model(self): return LinearModel(len(self.vectors.vocabulary_), len(self.labels))
-    def infer(self, model, batch): return model(batch["input_ids"], batch["offsets"], batch["values"])
+
+    def infer(self, model, batch):
+        return model(batch["input_ids"], batch["offsets"], batch["values"])
 
     def loss(self, model, batch):
         scores = self.infer(model, batch)

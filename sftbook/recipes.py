@@ -319,6 +319,7 @@ def recipe_of(task, # of a saved run
     known = {"MultiLabelClassification": "multi-label", "TokenClassification": "entities",
              "TextClassification": "classification", "LinearTextClassification": "classification"}
     kind = type(task).__name__
-    if kind not in known: raise ConfigError(f"{kind} has no labelled rows", where="sftbook evaluate",
-                                            remedy="measure it in Python")
+    if kind not in known:
+        raise ConfigError(f"{kind} has no labelled rows", where="sftbook evaluate",
+                          remedy="measure it in Python")
     return RECIPES[known[kind]]

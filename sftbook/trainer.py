@@ -222,7 +222,7 @@ def _checkpoints(folder):
 
 # %% ../nbs/04_trainer.ipynb #c8532bdb
 def latest_checkpoint(folder:Path, # where checkpoints of a run live
-                     ) -> tuple[Path|None, list[str]]: # the newest whole one; what is wrong with newer
+                     ) -> tuple[Path|None, list[str]]: # the newest whole one; faults of newer ones
     "Find the newest checkpoint whose files are all as they were written."
     skipped = []
     for path in reversed(_checkpoints(folder)):
@@ -685,6 +685,6 @@ class TrainingResult:
         speed = dict(rows_per_second=round(self.rows_per_second, 1),
                      tokens_per_second=round(self.tokens_per_second))
         loss = s.history[-1]["loss"] if s.history else None
-        return dict(steps=s.step, rows=s.rows, tokens=s.tokens, seconds=round(s.seconds, 1), **speed,
-                    dtype=s.dtype, device=s.device, final_loss=loss, evaluations=s.evaluations,
+        return dict(steps=s.step, rows=s.rows, tokens=s.tokens, seconds=round(s.seconds, 1),
+                    **speed, dtype=s.dtype, device=s.device, final_loss=loss, evaluations=s.evaluations,
                     best_step=s.best_step)
