@@ -356,11 +356,11 @@ class _Step:
         passes = [self.backward(rows, fetch, i == len(parts) - 1) for i, rows in enumerate(parts)]
         sums = self.accelerator.reduce(torch.stack(passes).sum(0), "sum").tolist()
         loss, targets, broken = sums
-        if broken: self.fail([part for part, p in zip(parts, passes) if p[2]], "loss")
+        if broken: _fail(self, [part for part, p in zip(parts, passes) if p[2]], "loss")
         if not targets: return self.optimizer.zero_grad()
         share = targets/self.accelerator.num_processes  # gradients are means over processes
         norm = scale_gradients(self.parameters, share, self.max_grad_norm)
-        if not math.isfinite(norm): self.fail(parts, "gradient")
+        if not math.isfinite(norm): _fail(self, parts, "gradient")
         for group in self.optimizer.param_groups: group["lr"] = group["initial_lr"]*factor
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -378,14 +378,11 @@ class _Step:
         numbers = loss.detach(), torch.as_tensor(targets, device=device), ~loss.detach().isfinite()
         return torch.stack([number.to(exact) for number in numbers])
 
-    def fail(self, parts, what):
-        _fail(self.accelerator, self.optimizer, parts, what)
-
 # %% ../nbs/04_trainer.ipynb #83d6af68
-def _fail(accelerator, optimizer, parts, what):
+def _fail(step, parts, what):
     "Every process raises the same error: the rows of all that found something."
     from accelerate.utils import gather_object
-    optimizer.zero_grad()
+    step.optimizer.zero_grad()
     rows = sorted(gather_object([row for part in parts for row in part]))
     some = ", ".join(map(str, rows[:20])) + (" ..." if len(rows) > 20 else "")
     raise TrainingError(
