@@ -319,7 +319,7 @@ def _check_options(o):
 # %% ../nbs/08_cli.ipynb #857e4361
 def _check_unused(ctx):
     "Refuse options that were given and mean nothing for these rows."
-    from sftbook.recipes import RECIPES
+    from sftbook.tasks.recipes import RECIPES
     task = ctx.params["task"]
     given = [n for n in RECIPES[task].unused if ctx.get_parameter_source(n).name == "COMMANDLINE"]
     if not given: return
@@ -425,8 +425,8 @@ def _training_config(o):
 def _train(o):
     "All of `train`, once its options are checked and its place is reserved."
     from sftbook.model import check_max_length
-    from sftbook.recipes import RECIPES, measure, prepare_rows, train_model
-    from sftbook.tasks import save_run
+    from sftbook.tasks.recipes import RECIPES, measure, prepare_rows, train_model
+    from sftbook.tasks.saved_runs import save_run
     config, recipe = _training_config(o), RECIPES[o.task](o)
     _use_device(o.device)
     check_max_length(o.checkpoint, o.max_length)
@@ -445,7 +445,7 @@ def _train(o):
 # %% ../nbs/08_cli.ipynb #f874ff54
 def _about_linear(output, report):
     "A word about the baseline, where the fine-tuned model is not clearly better."
-    from sftbook.recipes import linear_is_as_good
+    from sftbook.tasks.recipes import linear_is_as_good
     if not linear_is_as_good(report): return ""
     difference = report.comparisons["TF-IDF + linear"].difference
     verdict = "better" if difference.high < 0 else "as good"
@@ -475,8 +475,9 @@ def evaluate(ctx:typer.Context, run:Run,
              text:Text="text", label:Label="label", merge_labels:Merge=False,
              delimiter:Delimiter=None, max_characters:Longest=100_000, device:Device=None):
     "Measure a saved run on labelled rows."
-    from sftbook.recipes import recipe_of
-    from sftbook.tasks import load_run, predict
+    from sftbook.tasks.recipes import recipe_of
+    from sftbook.tasks.protocol import predict
+    from sftbook.tasks.saved_runs import load_run
     _use_device(device)
     saved = load_run(run)
     recipe = recipe_of(saved.task)(SimpleNamespace(**ctx.params))
@@ -509,10 +510,10 @@ def predict(ctx:typer.Context, run:Run,
 # %% ../nbs/08_cli.ipynb #3633996e
 def _predict_texts(o):
     "Answers for texts of the command line."
-    from sftbook.batch_prediction import answer_columns, check_output, format_rows
+    from sftbook.tasks.batch_prediction import answer_columns, check_output, format_rows
     from sftbook.core import write_text
     from sftbook.files import text_problem
-    from sftbook.tasks import load_run
+    from sftbook.tasks.saved_runs import load_run
     found = [(f"text {i}", text_problem(t, o.max_characters)) for i, t in enumerate(o.texts, 1)]
     problems = [(where, what) for where, what in found if what]
     if problems: raise DataError.from_problems(problems, remedy="give a text")
@@ -546,8 +547,8 @@ def _in_words(prediction):
 def _predict_file(o):
     "Answers for a file."
     from tqdm import tqdm
-    from sftbook.batch_prediction import check_output, predict_file
-    from sftbook.tasks import load_run
+    from sftbook.tasks.batch_prediction import check_output, predict_file
+    from sftbook.tasks.saved_runs import load_run
     shown = o.output is None
     bar = tqdm(unit=" rows", disable=shown or not sys.stderr.isatty())
     with tempfile.TemporaryDirectory() as folder, bar:

@@ -29,7 +29,7 @@ from .core import (
     CheckpointError, ConfigError, TrainingError, atomic_folder, check_manifest, matmul_ceiling,
     pick_dtype, read_json, remove_leftovers, row_seed, set_seed, write_json, write_manifest)
 from .model import parameter_groups, training_flops, use_byte_dropout
-from .preprocessing import fingerprint, length_batches
+from .preprocessing.encoding import fingerprint, length_batches
 
 # %% ../nbs/04_trainer.ipynb #284b5f09
 @dataclass(frozen=True)

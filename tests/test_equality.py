@@ -18,7 +18,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.torch import save_model
 
 from sftbook import trainer
-from sftbook.tasks import TextClassification
+from sftbook.tasks.text_classification import TextClassification
 
 checkpoint, out, *loops = sys.argv[1:]
 words = "striker goal match keeper coach team shares profit bank market oil rose fell".split()

@@ -10,30 +10,17 @@ import pytest
 from sklearn import metrics as sk
 
 from sftbook.core import CheckpointError, ConfigError, DataError
-from sftbook.evaluation import (
-    METRICS,
-    ClassificationMeter,
-    Interval,
-    Report,
-    bootstrap_interval,
-    classification_report,
-    confusion_matrix,
-    count_metrics,
-    entity_report,
-    expected_calibration_error,
-    fit_temperature,
-    linear_baseline,
-    load_metric,
-    majority_baseline,
-    mean_interval,
-    meter_report,
-    metric_directions,
-    paired_test,
-    register_metric,
-    rows_to_see,
-    wilson_interval,
-    worst_mistakes,
-)
+from sftbook.evaluation.baselines import linear_baseline, majority_baseline
+from sftbook.evaluation.classification import (ClassificationMeter, classification_report,
+                                               meter_report)
+from sftbook.evaluation.entities import entity_report
+from sftbook.evaluation.errors import worst_mistakes
+from sftbook.evaluation.metrics import METRICS, load_metric, metric_directions, register_metric
+from sftbook.evaluation.reports import Report
+from sftbook.evaluation.scores import (confusion_matrix, count_metrics, expected_calibration_error,
+                                       fit_temperature)
+from sftbook.evaluation.uncertainty import (Interval, bootstrap_interval, mean_interval,
+                                            paired_test, rows_to_see, wilson_interval)
 
 
 def random_case(seed):
@@ -158,7 +145,7 @@ import os, socket
 os.environ["HF_HUB_OFFLINE"] = "1"
 def refuse(*args, **kwargs): raise AssertionError("network")
 socket.socket.connect = refuse
-from sftbook.evaluation import METRICS, load_metric
+from sftbook.evaluation.metrics import METRICS, load_metric
 rows = dict(label=[0, 1], probabilities=[[0.9, 0.1], [0.2, 0.8]], tags=[["B-PER", "O"], ["O"]])
 for name, spec in METRICS.items():
     assert name in load_metric(name).compute(predictions=rows[spec.predictions], references=rows[spec.references])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftbook.batch_prediction import format_rows
+from sftbook.tasks.batch_prediction import format_rows
 from sftbook.core import DataError
 from sftbook.files import open_records
 

@@ -10,7 +10,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from sftbook.core import ConfigError, DataError, check_target, counted, write_manifest
 from sftbook.corpora import label_key, load_rows
-from sftbook.preprocessing import audit, duplicate_clusters, split_notes, split_rows, text_key
+from sftbook.preprocessing.copies import duplicate_clusters, text_key
+from sftbook.preprocessing.rows import audit, split_notes, split_rows
 
 TEXTS = [f"text number {i} of the file" for i in range(60)]
 REAL = ["login", "billing", "delivery"]

@@ -11,12 +11,17 @@ from datasets import Dataset
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from sftbook.core import CheckpointError, ConfigError, DataError, write_manifest
-from sftbook.evaluation import Report, linear_baseline
+from sftbook.evaluation.baselines import linear_baseline
+from sftbook.evaluation.reports import Report
 from sftbook.model import output_layer
-from sftbook.multi_label import (MultiLabelClassification, MultiLabelPredictions, combination_rows, constant_answers,
-                                 fit_thresholds, label_matrix, load_multi_label, multi_label_baseline, multilabel_report)
-from sftbook.preprocessing import audit, deduplicate, duplicate_clusters, split_rows
-from sftbook.tasks import fine_tune, load_run, predict, save_run
+from sftbook.evaluation.multi_label import (MultiLabelPredictions, constant_answers,
+                                            fit_thresholds, multi_label_baseline, multilabel_report)
+from sftbook.preprocessing.multi_label import combination_rows, label_matrix, load_multi_label
+from sftbook.tasks.multi_label import MultiLabelClassification
+from sftbook.preprocessing.copies import duplicate_clusters
+from sftbook.preprocessing.rows import audit, deduplicate, split_rows
+from sftbook.tasks.protocol import fine_tune, predict
+from sftbook.tasks.saved_runs import load_run, save_run
 from sftbook.trainer import TrainingConfig
 
 TEXTS = ["the striker scored a goal", "the bank fell", "the bank won the cup", "the team", "oil profit rose", "the coach won"]

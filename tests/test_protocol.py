@@ -11,9 +11,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
-from sftbook.evaluation import Report, classification_report
-from sftbook.preprocessing import pad_batch
-from sftbook.tasks import MaskedLanguageModelling, Task, TokenClassification, fine_tune, load_run, predict, save_run
+from sftbook.evaluation.classification import classification_report
+from sftbook.evaluation.reports import Report
+from sftbook.preprocessing.encoding import pad_batch
+from sftbook.tasks.masked_language_modelling import MaskedLanguageModelling
+from sftbook.tasks.protocol import Task, fine_tune, predict
+from sftbook.tasks.saved_runs import load_run, save_run
+from sftbook.tasks.token_classification import TokenClassification
 from sftbook.trainer import TrainingConfig
 
 WORDS = [str(i) for i in range(10)]

@@ -9,7 +9,7 @@ import time
 import pytest
 from test_cli import BUSINESS, SPORT, good_rows, run, write_csv
 
-from sftbook.tasks import load_run
+from sftbook.tasks.saved_runs import load_run
 
 QUICK = ("--epochs", "1", "--max-length", "24", "--batch-size", "8")
 

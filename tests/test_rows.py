@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from sftbook.core import DataError, SftbookError
 from sftbook.corpora import label_key, load_rows
 from sftbook.files import open_records
-from sftbook.preprocessing import audit, check_leakage, deduplicate, duplicate_clusters, split_notes, split_rows, text_key
+from sftbook.preprocessing.copies import duplicate_clusters, text_key
+from sftbook.preprocessing.rows import audit, check_leakage, deduplicate, split_notes, split_rows
 
 TEXTS = [f"text number {i} of the file" for i in range(60)]
 

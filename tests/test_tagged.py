@@ -345,7 +345,7 @@ def test_a_file_for_a_run_has_the_types_and_the_ids_of_the_run(tmp_path):
 
 
 def test_a_tagger_takes_the_rows_as_they_are(tmp_path):
-    from sftbook.tasks import TokenClassification
+    from sftbook.tasks.token_classification import TokenClassification
 
     rows = load_tagged(write(tmp_path / "a.conll", "Mira I-PER\nLund I-PER\nwaits O\n"))
     assert TokenClassification.from_rows(rows).labels == ["O", "B-PER", "I-PER"]

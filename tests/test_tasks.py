@@ -12,10 +12,15 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from sklearn.linear_model import LogisticRegression
 
 from sftbook.core import CheckpointError, ConfigError, DataError, SftbookError, write_manifest
-from sftbook.evaluation import classification_report, entity_report
+from sftbook.evaluation.classification import classification_report
+from sftbook.evaluation.entities import entity_report
 from sftbook.model import output_layer
-from sftbook.tasks import (MaskedLanguageModelling, TextClassification, TokenClassification, fine_tune, fit_head,
-                           iob2_rows, load_run, masked_report, pooled_features, predict, save_run, split_words)
+from sftbook.tasks import split_words
+from sftbook.tasks.masked_language_modelling import MaskedLanguageModelling, masked_report
+from sftbook.tasks.protocol import fine_tune, predict
+from sftbook.tasks.saved_runs import load_run, save_run
+from sftbook.tasks.text_classification import TextClassification, fit_head, pooled_features
+from sftbook.tasks.token_classification import TokenClassification, iob2_rows
 from sftbook.trainer import TrainingConfig
 
 TEXTS = ["the striker scored a goal", "the keeper won the match", "the coach won the cup", "profit rose and shares fell", "the bank fell", "oil profit rose"]

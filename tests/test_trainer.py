@@ -16,14 +16,14 @@ from torch import nn
 
 from sftbook import trainer
 from sftbook.core import ConfigError, TrainingError
-from sftbook.preprocessing import pad_batch
+from sftbook.preprocessing.encoding import pad_batch
 from sftbook.trainer import Trainer, TrainingConfig
 
 SCRIPT = """
 import sys, time, torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
-from sftbook.preprocessing import pad_batch
+from sftbook.preprocessing.encoding import pad_batch
 from sftbook.trainer import Trainer, TrainingConfig
 import numpy as np
 from safetensors.torch import save_model

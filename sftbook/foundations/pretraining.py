@@ -23,12 +23,17 @@ from torch import nn
 
 from ..core import atomic_folder, hardware, matmul_ceiling, quiet, sha256, write_json, write_manifest
 from ..corpora import checkpoint_path, load_corpus
-from ..evaluation import entity_counts, entity_f1, entity_spans, linear_baseline
+from ..evaluation.baselines import linear_baseline
+from ..evaluation.entities import entity_counts, entity_f1, entity_spans
 from .word_vectors import Corpus, train_word2vec
 from ..model import count_parameters
-from ..preprocessing import cached_array, deduplicate, duplicate_clusters, fingerprint, split_rows
-from ..tasks import (FineTuned, MaskedLanguageModelling, TextClassification, TokenClassification, fine_tune, pack_tokens, predict,
-                           task_settings)
+from ..preprocessing.copies import duplicate_clusters
+from ..preprocessing.encoding import cached_array, fingerprint
+from ..preprocessing.rows import deduplicate, split_rows
+from ..tasks.masked_language_modelling import MaskedLanguageModelling, pack_tokens
+from ..tasks.protocol import FineTuned, fine_tune, predict, task_settings
+from ..tasks.text_classification import TextClassification
+from ..tasks.token_classification import TokenClassification
 from ..trainer import Trainer, TrainingConfig
 
 # %% ../../nbs/foundations/14_pretraining.ipynb #e5d46fd6

@@ -10,9 +10,11 @@ import numpy as np
 
 from sftbook.core import quiet
 from sftbook.corpora import load_corpus
-from sftbook.evaluation import mean_interval
-from sftbook.preprocessing import deduplicate, split_rows
-from sftbook.tasks import TextClassification, fine_tune, fit_head, pooled_features, predict, pseudo_labels
+from sftbook.evaluation.uncertainty import mean_interval
+from sftbook.preprocessing.rows import deduplicate, split_rows
+from sftbook.tasks.protocol import fine_tune, predict
+from sftbook.tasks.text_classification import (TextClassification, fit_head, pooled_features,
+                                               pseudo_labels)
 from sftbook.trainer import TrainingConfig
 
 

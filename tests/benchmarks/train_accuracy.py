@@ -31,8 +31,10 @@ from train_speed import make_rows
 from sftbook import trainer
 from sftbook.core import quiet, set_seed
 from sftbook.corpora import load_corpus
-from sftbook.preprocessing import deduplicate, length_batches
-from sftbook.tasks import TextClassification, predict
+from sftbook.preprocessing.encoding import length_batches
+from sftbook.preprocessing.rows import deduplicate
+from sftbook.tasks.protocol import predict
+from sftbook.tasks.text_classification import TextClassification
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ import torch
 
 from sftbook.core import hardware, matmul_ceiling, pick_dtype, quiet
 from sftbook.corpora import load_corpus
-from sftbook.evaluation import bootstrap_interval
+from sftbook.evaluation.uncertainty import bootstrap_interval
 from sftbook.model import training_flops
-from sftbook.preprocessing import deduplicate, duplicate_clusters, split_rows
-from sftbook.tasks import TextClassification, predict
+from sftbook.preprocessing.copies import duplicate_clusters
+from sftbook.preprocessing.rows import deduplicate, split_rows
+from sftbook.tasks.protocol import predict
+from sftbook.tasks.text_classification import TextClassification
 from sftbook.trainer import Trainer, TrainingConfig
 
 SIZES = {"articles": (256, 64), "ragged": (128, 512), "titles": (32, 1000)}  # tokens, rows
