@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_cli import good_rows, write_csv
 
 import sftbook.cli
-import sftbook.recipes
+import sftbook.tasks.recipes
 from sftbook.core import ConfigError, sha256
 
 EXAMPLES = int(os.environ.get("SFTBOOK_EXAMPLES", "60"))
@@ -75,7 +75,7 @@ def test_train_on_anything(file, chosen, others, tiny_checkpoint):
     def enough(*_):
         raise ConfigError("this is where training would begin")
 
-    whole, sftbook.recipes.train_model = sftbook.recipes.train_model, enough
+    whole, sftbook.tasks.recipes.train_model = sftbook.tasks.recipes.train_model, enough
     try:
         with tempfile.TemporaryDirectory() as home:
             folder = Path(home)
@@ -86,7 +86,7 @@ def test_train_on_anything(file, chosen, others, tiny_checkpoint):
             check(folder, file[0], before, code, err)
             assert sorted(os.listdir(folder)) == [file[0]]
     finally:
-        sftbook.recipes.train_model = whole
+        sftbook.tasks.recipes.train_model = whole
 
 
 @pytest.fixture(scope="module")

@@ -131,11 +131,24 @@ def test_no_saved_output_is_an_error(path):
     assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
 
 
+def module_of(path):
+    "The module that a notebook exports, without the package's name; None where it exports none."
+    found = re.search(r"#\| default_exp (\S+)", "\n".join(cells(path)))
+    return found and found[1]
+
+
+def used_by(module):
+    "Modules of the package that a module imports, inside functions too."
+    file = ROOT / "sftbook" / (module.replace(".", "/") + ".py")
+    nodes = [n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom)]
+    return {n.module.removeprefix("sftbook.") for n in nodes if (n.module or "").startswith("sftbook.")}
+
+
 def test_modules_import_only_downwards():
-    order = [re.sub(r"^\d+[a-z]?_", "", p.stem) for p in sorted(NBS.glob("[0-9]*.ipynb"))]
+    listed = re.findall(r"- (\S+\.ipynb)", (NBS / "sidebar.yml").read_text(encoding="utf-8"))
+    order = [module for file in listed if (module := module_of(NBS / file))]
     for i, module in enumerate(order):
-        tree = ast.parse((ROOT / "sftbook" / f"{module}.py").read_text(encoding="utf-8"))
-        used = {n.module.split(".")[1] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and n.module.startswith("sftbook.")}
+        used = used_by(module)
         assert used <= set(order[:i]), f"{module} imports {used - set(order[:i])}"
 
 

@@ -115,16 +115,16 @@ def test_a_disk_too_small_is_found_before_training(base, tmp_path, tiny_checkpoi
 
 
 def test_a_save_that_fails_leaves_the_model_in_a_rescue_folder(base, tmp_path, tiny_checkpoint, capsys, monkeypatch):
-    import sftbook.tasks
+    import sftbook.tasks.saved_runs
 
-    whole = sftbook.tasks.save_run
+    whole = sftbook.tasks.saved_runs.save_run
 
     def save(folder, *arguments, **settings):
         if folder == tmp_path / "run":
             raise OSError(28, "No space left on device")
         return whole(folder, *arguments, **settings)
 
-    monkeypatch.setattr(sftbook.tasks, "save_run", save)
+    monkeypatch.setattr(sftbook.tasks.saved_runs, "save_run", save)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", None)
     (tmp_path / "tmp").mkdir()

@@ -15,7 +15,7 @@ from sftbook.core import CheckpointError, ConfigError, DataError, SftbookError, 
 from sftbook.evaluation.classification import classification_report
 from sftbook.evaluation.entities import entity_report
 from sftbook.model import output_layer
-from sftbook.tasks import split_words
+from sftbook.tagged import split_words
 from sftbook.tasks.masked_language_modelling import MaskedLanguageModelling, masked_report
 from sftbook.tasks.protocol import fine_tune, predict
 from sftbook.tasks.saved_runs import load_run, save_run
@@ -132,7 +132,7 @@ def test_one_class_is_no_head(task):
 
 @pytest.mark.parametrize("length, allowed", [(0, "max_length=3"), (-1, "max_length=3"), (2, "max_length=3"), (65, "max_length=64")])
 def test_lengths_that_the_model_cannot_read_are_refused_before_it_is_loaded(length, allowed, tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr("sftbook.tasks.init_classifier", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("sftbook.tasks.text_classification.init_classifier", lambda *_: pytest.fail("the model was loaded"))
     task = TextClassification(["a", "b"], checkpoint=str(tiny_checkpoint), max_length=length)
     with pytest.raises(ConfigError, match=allowed):
         fine_tune(task, text_rows(), config=ONCE)

@@ -39,7 +39,7 @@ from sftbook.tasks.text_classification import TextClassification
 
 @dataclass(frozen=True)
 class Variant:
-    "One way to train; the defaults are those of `sftbook.tasks.fine_tune`."
+    "One way to train; the defaults are those of `sftbook.tasks.protocol.fine_tune`."
     loop: str = "sftbook"  # or "transformers"
     order: str = "buckets"  # rows of similar length together, or "random"
     dropout: str = "bytes"  # `ByteDropout`, or "plain": nn.Dropout
