@@ -26,7 +26,8 @@ def fit_tfidf(texts:list[str], # of the training rows
     spaced = sum(c.isspace() for text in texts for c in text) > 0.05*sum(map(len, texts))
     vectors = TfidfVectorizer(analyzer="word" if spaced else "char", ngram_range=(1, 2),
                               sublinear_tf=True)
-    try: return vectors.fit(texts)
+    try:
+        return vectors.fit(texts)
     except ValueError as e:
         raise DataError(f"no words found in the texts: {e}", where="train_texts",
                         remedy="give texts that are not empty") from e
@@ -46,5 +47,6 @@ def linear_baseline(train_texts, # texts of the training rows
         raise DataError("only one class to learn from", where="train_labels",
                         remedy="give rows of at least two classes")
     vectors = fit_tfidf(texts)
-    with quiet(): machine = LinearSVC(random_state=0).fit(vectors.transform(texts), labels)
+    with quiet():
+        machine = LinearSVC(random_state=0).fit(vectors.transform(texts), labels)
     return machine.predict(vectors.transform(list(test_texts)))

@@ -23,7 +23,8 @@ class ClassificationMeter:
     def __init__(self,
                  label_names:list[str], # names of the classes, in the order of their ids
                 ):
-        if len(set(label_names)) < len(label_names): raise ConfigError("two classes have the same name", where=f"label_names {list(label_names)}", remedy="give each its own")
+        if len(set(label_names)) < len(label_names):
+            raise ConfigError("two classes have the same name", where=f"label_names {list(label_names)}", remedy="give each its own")
         self.label_names, self._batches = [str(n) for n in label_names], []
 
     def add_batch(self, *,
@@ -33,18 +34,22 @@ class ClassificationMeter:
                  ) -> None:
         "Take in a batch. Raises `DataError`."
         k = len(self.label_names)
-        if predictions is None: predictions = _probabilities(probabilities).argmax(-1)
+        if predictions is None:
+            predictions = _probabilities(probabilities).argmax(-1)
         references, predictions = _check_labels(references, predictions, k)
         batch = dict(references=references, predictions=predictions)
         if probabilities is not None:
-            if np.shape(probabilities)[-1] != k: raise DataError(f"probabilities of {np.shape(probabilities)[-1]} classes, names of {k}", where="probabilities", remedy="give a column a class")
+            if np.shape(probabilities)[-1] != k:
+                raise DataError(f"probabilities of {np.shape(probabilities)[-1]} classes, names of {k}", where="probabilities", remedy="give a column a class")
             batch |= row_scores(references, probabilities)
-        if self._batches and batch.keys() != self._batches[0].keys(): raise DataError("some batches have probabilities and some have none", where="add_batch", remedy="give them always or never")
+        if self._batches and batch.keys() != self._batches[0].keys():
+            raise DataError("some batches have probabilities and some have none", where="add_batch", remedy="give them always or never")
         self._batches.append(batch)
 
     def columns(self) -> dict[str, np.ndarray]: # name -> (rows,)
         "What was kept of all rows. Raises `DataError` when there are none."
-        if not self._batches: raise DataError("there is nothing to evaluate", where="ClassificationMeter", remedy="add a batch first")
+        if not self._batches:
+            raise DataError("there is nothing to evaluate", where="ClassificationMeter", remedy="add a batch first")
         return {k: np.concatenate([b[k] for b in self._batches]) for k in self._batches[0]}
 
 # %% ../../nbs/evaluation/05d_classification.ipynb #88be98fb
@@ -57,7 +62,8 @@ def _group_rate(right, count, confidence, related=True):
     spread = ((right - rate*count)**2).sum()
     if 0 < rate < 1 and groups > 1:
         worth = min(n, n*n*rate*(1 - rate)/spread) if spread else n
-        if related: worth *= (groups - 1)/groups*(_z(confidence)/_t(groups, confidence))**2
+        if related:
+            worth *= (groups - 1)/groups*(_z(confidence)/_t(groups, confidence))**2
     return Interval(float(rate), *_wilson(rate, worth, confidence), n, confidence)
 
 def _t(groups, confidence):
@@ -69,13 +75,18 @@ def _class_scores(is_class, called, units, confidence):
     "Precision, recall and F1 of one class; None for 0/0. `units`: the group of each row, or None."
     scores, right = {}, is_class & called
     for name, rows in dict(precision=called, recall=is_class, f1=is_class | called).items():
-        if not rows.any(): scores[name] = None
-        elif units is None: scores[name] = wilson_interval(right.sum(), rows.sum(), confidence)
-        else: scores[name] = _group_rate(*_group_sums(units, right, rows), confidence)
-    if scores["f1"]: scores["f1"] = _dice(scores["f1"])
+        if not rows.any():
+            scores[name] = None
+        elif units is None:
+            scores[name] = wilson_interval(right.sum(), rows.sum(), confidence)
+        else:
+            scores[name] = _group_rate(*_group_sums(units, right, rows), confidence)
+    if scores["f1"]:
+        scores["f1"] = _dice(scores["f1"])
     return dict(support=int(is_class.sum()), predicted=int(called.sum()), **scores)
 
-def _group_sums(units, *columns): return [np.bincount(units, column) for column in columns]
+def _group_sums(units, *columns):
+    return [np.bincount(units, column) for column in columns]
 
 def _dice(share):
     "F1 from the share of what is there or was predicted that is both."
@@ -92,7 +103,8 @@ def _slopes(counts, step=1e-3):
         parts.append([_slope(counts, which, moved, step) for which in range(3)])
     return {m: np.concatenate([_stack(part, m) for part in parts], 1) for m in _SHOWN}
 
-def _stack(slopes, name): return np.stack([s[name] for s in slopes])
+def _stack(slopes, name):
+    return np.stack([s[name] for s in slopes])
 
 def _slope(counts, which, moved, step):
     up = [c + moved*(i == which) for i, c in enumerate(counts)]
@@ -141,16 +153,20 @@ def _count_intervals(y, p, k, confidence, clusters):
     undefined = Interval(0., None, None, 0, confidence) # printed as a dash
     metrics = {m: _average_interval(float(values[m]), smooth[m], v, n, confidence, m)
                if np.isfinite(values[m]) else undefined for m, v in variances.items()}
-    if clusters is None: metrics["accuracy"] = wilson_interval((y == p).sum(), n, confidence)
-    else: metrics["accuracy"] = _group_rate(*_group_sums(units, y == p, y >= 0), confidence)
+    if clusters is None:
+        metrics["accuracy"] = wilson_interval((y == p).sum(), n, confidence)
+    else:
+        metrics["accuracy"] = _group_rate(*_group_sums(units, y == p, y >= 0), confidence)
     return metrics, table
 
 # %% ../../nbs/evaluation/05d_classification.ipynb #5d1534f9
 def _score_interval(values, most, units, confidence):
     "Interval of the mean of numbers in [0, most]."
     n, groups, value = len(values), units.max() + 1, float(values.mean())
-    if groups < 2: return Interval(value, 0., float(most), n, confidence, "")
-    if value == 0: return Interval(0., 0., most*_unseen(groups, confidence), n, confidence, "")
+    if groups < 2:
+        return Interval(value, 0., float(most), n, confidence, "")
+    if value == 0:
+        return Interval(0., 0., most*_unseen(groups, confidence), n, confidence, "")
     sums = np.bincount(units, values - value)
     error = math.sqrt((sums**2).sum()*groups/(groups - 1))/n
     factor = math.exp(min(50., _t(groups, confidence)*error/value))
@@ -176,9 +192,11 @@ def _ece_interval(columns, units, confidence, resamples, seed, n_bins=10):
     drawn = abs(drawn[:, :-1]).sum(-1)/drawn[:, -1]
     low, high = np.quantile(drawn, [(1 - confidence)/2, (1 + confidence)/2])
     chance = _calibrated_errors(sure, bins, units, resamples, rng)
-    if value <= np.quantile(chance, confidence): low = 0.
+    if value <= np.quantile(chance, confidence):
+        low = 0.
     low = min(value, max(0., low - chance.mean()))
-    if units.max() == 0: low, high = 0., 1. # one group has no spread
+    if units.max() == 0:
+        low, high = 0., 1. # one group has no spread
     return Interval(value, float(low), float(max(value, high)), n, confidence, "")
 
 # %% ../../nbs/evaluation/05d_classification.ipynb #337e1b01

@@ -25,7 +25,8 @@ def entity_spans(tags:list[str], # IOB2 tags of one sentence, such as "B-PER", "
         if start is not None and tag != f"I-{tags[start][2:]}":
             spans.add((start, i, tags[start][2:]))
             start = None
-        if tag.startswith("B-"): start = i
+        if tag.startswith("B-"):
+            start = i
     return spans
 
 # %% ../../nbs/evaluation/05e_entities.ipynb #32909916
@@ -93,7 +94,8 @@ def _swaps(change, resamples, rng):
         parts.append(rng.integers(2, size=size) @ change)
     return np.concatenate(parts)
 
-def _f1_of_sums(sums): return _ratio(2*sums[:, 0], sums[:, 1] + sums[:, 2])
+def _f1_of_sums(sums):
+    return _ratio(2*sums[:, 0], sums[:, 1] + sums[:, 2])
 
 def _only_found(references, a, b):
     "Entities that a finds and b does not."

@@ -36,7 +36,8 @@ def register_metric(name:str, # for `load_metric`
                     greater_is_better:bool=True, # False for losses and errors
                    ) -> None:
     "Make a metric known to `load_metric`. Raises `ConfigError` when the name is taken by another function."
-    if name in METRICS and METRICS[name].function is not function: raise ConfigError(f"there is already a metric {name!r}", where="register_metric", remedy="choose another name")
+    if name in METRICS and METRICS[name].function is not function:
+        raise ConfigError(f"there is already a metric {name!r}", where="register_metric", remedy="choose another name")
     METRICS[name] = MetricSpec(function, predictions, references, description, greater_is_better)
 
 # %% ../../nbs/evaluation/05b_metrics.ipynb #2a805335
@@ -57,7 +58,8 @@ def _metric_class():
             features = datasets.Features(predictions=kinds[self.spec.predictions], references=kinds[self.spec.references])
             return evaluate.MetricInfo(description=self.spec.description, citation="", inputs_description=self.spec.description, features=features)
         def _compute(self, predictions, references, **settings):
-            if not len(references): raise DataError("there is nothing to evaluate", where=self.metric_name, remedy="give at least one row")
+            if not len(references):
+                raise DataError("there is nothing to evaluate", where=self.metric_name, remedy="give at least one row")
             value = self.spec.function(np.asarray(references) if self.spec.references == "label" else references, predictions, **settings)
             return value if isinstance(value, dict) else {self.metric_name: value}
     return SpecMetric
@@ -67,7 +69,8 @@ def load_metric(name:str, # "accuracy", "f1_macro", ...: a key of `METRICS`
                 **kwargs, # of `evaluate.Metric`, such as num_process
                ): # an `evaluate.Metric`
     "A metric with the interface of evaluate, without network. Raises `ConfigError` for unknown names."
-    if name not in METRICS: raise ConfigError(f"there is no metric {name!r}", where="load_metric", remedy=f"known metrics: {', '.join(sorted(METRICS))}")
+    if name not in METRICS:
+        raise ConfigError(f"there is no metric {name!r}", where="load_metric", remedy=f"known metrics: {', '.join(sorted(METRICS))}")
     return _metric_class()(name, **kwargs)
 
 # %% ../../nbs/evaluation/05b_metrics.ipynb #7bf6250a

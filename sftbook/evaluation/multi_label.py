@@ -50,13 +50,15 @@ def _best_threshold(truth, probabilities):
 # %% ../../nbs/evaluation/05g_multi_label.ipynb #fb4f9be6
 def _truth(values, what):
     array = np.asarray(values)
-    if array.ndim == 2 and array.size and np.isin(array, (0, 1)).all(): return array.astype(bool)
+    if array.ndim == 2 and array.size and np.isin(array, (0, 1)).all():
+        return array.astype(bool)
     raise DataError(f"expected yes and no of shape (rows, labels), found {array.dtype} of shape "
                     f"{array.shape}", where=what, remedy="see label_matrix")
 
 def _checked(values):
     p = np.asarray(values, dtype=float)
-    if p.ndim == 2 and np.isfinite(p).all() and ((p >= 0) & (p <= 1)).all(): return p
+    if p.ndim == 2 and np.isfinite(p).all() and ((p >= 0) & (p <= 1)).all():
+        return p
     raise DataError("expected numbers in [0, 1] of shape (rows, labels)", where="probabilities",
                     remedy="apply the sigmoid to scores; if they are not finite, look at training")
 
@@ -82,7 +84,8 @@ def _check_settings(labels, thresholds):
     if len(set(labels)) < max(2, len(labels)):
         raise ConfigError("at least two different labels are needed",
                           where=f"labels {labels}"[:200], remedy="check the labels column")
-    if thresholds is None: return
+    if thresholds is None:
+        return
     if len(thresholds) != len(labels) or not all(0 <= t <= 1 for t in thresholds):
         raise ConfigError(f"{len(labels)} thresholds in [0, 1] are needed, one a label",
                           where=f"thresholds {thresholds}"[:200], remedy="use fit_thresholds")
@@ -106,7 +109,8 @@ def _cell_scores(counts, confidence=0.95):
 def _macro_f1(counts, confidence=0.95):
     "Mean F1 of the labels that are there; without an interval."
     right, there, given = counts.sum(0)[counts.sum(0)[:, 1] > 0].T
-    if not len(there): return Interval(0., 0., 1., 0, confidence)
+    if not len(there):
+        return Interval(0., 0., 1., 0, confidence)
     return Interval(float((2*right/(there + given)).mean()), None, None, len(counts), confidence)
 
 # %% ../../nbs/evaluation/05g_multi_label.ipynb #04e1920d
@@ -132,7 +136,8 @@ def _paired_labels(truth, a, b, confidence=0.95, resamples=2000, seed=0):
 def _label_scores(name, there, given, confidence):
     "Precision, recall and F1 of one label; without a row that has it there is no F1."
     scores = _class_scores(there, given, None, confidence)
-    if not there.any(): scores["f1"] = None
+    if not there.any():
+        scores["f1"] = None
     return dict(label=name, **scores)
 
 # %% ../../nbs/evaluation/05g_multi_label.ipynb #6bf55aae
@@ -197,7 +202,8 @@ def multi_label_baseline(train_texts, # texts of the training rows
     features, asked = vectors.transform(train_texts), vectors.transform(list(texts))
     p = np.zeros((asked.shape[0], truth.shape[1]))
     for k, column in enumerate(truth.T):
-        if column.all() or not column.any(): p[:, k] = column[0]
+        if column.all() or not column.any():
+            p[:, k] = column[0]
         else:
             model = LogisticRegression(max_iter=1000).fit(features, column)
             p[:, k] = model.predict_proba(asked)[:, 1]

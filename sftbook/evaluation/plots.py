@@ -21,16 +21,20 @@ def _axes(ax, size):
     if ax is None:
         import matplotlib.pyplot as plt
         _, ax = plt.subplots(figsize=size, layout="constrained")
-    ax.figure.patch.set_alpha(0), ax.patch.set_alpha(0)
+    ax.figure.patch.set_alpha(0)
+    ax.patch.set_alpha(0)
     ax.tick_params(colors=_GREY, which="both")
-    for spine in ax.spines.values(): spine.set_color(_GREY)
-    for text in (ax.title, ax.xaxis.label, ax.yaxis.label): text.set_color(_GREY)
+    for spine in ax.spines.values():
+        spine.set_color(_GREY)
+    for text in (ax.title, ax.xaxis.label, ax.yaxis.label):
+        text.set_color(_GREY)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 # %% ../../nbs/evaluation/05i_plots.ipynb #f6f2bb54
 def _legend(ax, **kwargs):
-    if ax.get_legend_handles_labels()[1]: ax.legend(frameon=False, labelcolor=_GREY, **kwargs)
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(frameon=False, labelcolor=_GREY, **kwargs)
 
 # %% ../../nbs/evaluation/05i_plots.ipynb #2090e857
 def plot_confusion(report:Report, # of a classification
@@ -43,9 +47,11 @@ def plot_confusion(report:Report, # of a classification
     shade = np.concatenate([np.broadcast_to([0.16, 0.44, 0.69], (k, k, 3)), np.where(share > 0.5, 0.6 + 0.4*share, 0.5*share)[..., None]], -1)
     ax.imshow(shade)
     for (i, j), n in np.ndenumerate(table):
-        if n and k <= 30: ax.text(j, i, f"{n:,}", ha="center", va="center", color="white" if share[i, j] > 0.5 else _GREY, size=9 if k <= 12 else 6)
+        if n and k <= 30:
+            ax.text(j, i, f"{n:,}", ha="center", va="center", color="white" if share[i, j] > 0.5 else _GREY, size=9 if k <= 12 else 6)
     ax.set(xticks=range(k), yticks=range(k), xlabel="predicted", ylabel="true")
-    ax.set_xticklabels(names, rotation=35, ha="right"), ax.set_yticklabels(names)
+    ax.set_xticklabels(names, rotation=35, ha="right")
+    ax.set_yticklabels(names)
     return ax
 
 # %% ../../nbs/evaluation/05i_plots.ipynb #38146ee4
@@ -62,10 +68,13 @@ def plot_reliability(references, # (rows,) true class ids
     x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
     ends = [wilson_interval(round(b["accuracy"]*b["count"]), b["count"]) for b in bins]
     ax.errorbar(x, y, [[v - e.low for v, e in zip(y, ends, strict=True)], [e.high - v for v, e in zip(y, ends, strict=True)]], capsize=3, label=label or None, **style)
-    if first: ax.plot([0, 1], [0, 1], ls="--", lw=1, color=_GREY)
+    if first:
+        ax.plot([0, 1], [0, 1], ls="--", lw=1, color=_GREY)
     height = 0.02 + 0.06*drawn
-    for b in bins: ax.text((b["low"] + b["high"])/2, height, f"{b['count']:,}", transform=ax.get_xaxis_transform(), ha="center", size=8, color=style["color"] if label else _GREY)
-    if label: ax.text(1.01, height, label, transform=ax.transAxes, size=8, color=style["color"])
+    for b in bins:
+        ax.text((b["low"] + b["high"])/2, height, f"{b['count']:,}", transform=ax.get_xaxis_transform(), ha="center", size=8, color=style["color"] if label else _GREY)
+    if label:
+        ax.text(1.01, height, label, transform=ax.transAxes, size=8, color=style["color"])
     ax.set(xlabel="confidence (numbers: rows of each bin)", ylabel="accuracy", xlim=(min(b["low"] for b in bins) - 0.02 if first else min(ax.get_xlim()[0], bins[0]["low"] - 0.02), 1.02), ylim=(-0.12, 1.03))
     _legend(ax, loc="upper left")
     return ax
@@ -84,9 +93,12 @@ def plot_learning_curve(curves:dict[str, dict], # system -> {training size: `Int
         ax.plot(x, value, color=_COLOURS[k % 5], marker=_MARKERS[k % 6], ls=_LINES[k % 5], label=system)
         ax.fill_between(x, low, high, color=_COLOURS[k % 5], alpha=0.15, lw=0)
     ticks = sorted({x for points in curves.values() for x in points})
-    ax.set_xscale("log"), ax.set_xticks(ticks, [f"{t:,}" for t in ticks]), ax.minorticks_off()
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [f"{t:,}" for t in ticks])
+    ax.minorticks_off()
     ax.yaxis.set_major_formatter(lambda v, _: f"{100*v:.4g} %")
-    ax.set(xlabel=xlabel, ylabel=ylabel), ax.grid(color=_GREY, alpha=0.2)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.grid(color=_GREY, alpha=0.2)
     _legend(ax, loc="lower right")
     return ax
 
@@ -101,7 +113,11 @@ def plot_intervals(intervals:dict[str, Interval], # system -> result
         ax.plot([i.low, i.high], [k, k], color=_COLOURS[k % 5], lw=2)
         ax.plot(i.value, k, color=_COLOURS[k % 5], marker=_MARKERS[k % 6])
         ax.annotate(str(i), (i.high, k), xytext=(8, 0), textcoords="offset points", va="center", size=8, color=_GREY, annotation_clip=False)
-    if all(i.unit for i in intervals.values()): ax.xaxis.set_major_formatter(lambda v, _: f"{100*v:.4g} %")
-    ax.set(yticks=range(len(intervals)), xlabel=xlabel), ax.set_yticklabels(intervals)
-    ax.invert_yaxis(), ax.margins(y=0.2), ax.grid(axis="x", color=_GREY, alpha=0.2)
+    if all(i.unit for i in intervals.values()):
+        ax.xaxis.set_major_formatter(lambda v, _: f"{100*v:.4g} %")
+    ax.set(yticks=range(len(intervals)), xlabel=xlabel)
+    ax.set_yticklabels(intervals)
+    ax.invert_yaxis()
+    ax.margins(y=0.2)
+    ax.grid(axis="x", color=_GREY, alpha=0.2)
     return ax

@@ -14,13 +14,16 @@ from ..core import CheckpointError, counted
 from .uncertainty import Interval, PairedTest
 
 # %% ../../nbs/evaluation/05c_reports.ipynb #494cb3f2
-def _width(text): return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+def _width(text):
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 def _shorten(text, width):
     "Cut to `width` columns of a terminal, where Chinese characters take two."
     text = " ".join(str(text).split())
-    if _width(text) <= width: return text
-    while _width(text) > width - 1: text = text[:-1]
+    if _width(text) <= width:
+        return text
+    while _width(text) > width - 1:
+        text = text[:-1]
     return text + "…"
 
 # %% ../../nbs/evaluation/05c_reports.ipynb #ca537ae6
@@ -71,7 +74,8 @@ def _classes_section(report, limit=20):
              c["f1"] or "–"] for c in classes]
     return title, ["class", "rows", "precision", "recall", "F1"], rows
 
-def _percent(interval): return "–" if interval is None else f"{100*interval.value:.1f} %"
+def _percent(interval):
+    return "–" if interval is None else f"{100*interval.value:.1f} %"
 
 # %% ../../nbs/evaluation/05c_reports.ipynb #c1718b8b
 def _sections(report):
@@ -82,11 +86,14 @@ def _sections(report):
         names = [m for m in ("accuracy", "f1_micro", "f1", *report.metrics) if all(m in b for b in report.baselines.values())][:1]
         vs = lambda name: [c.difference, "< 0.001" if c.p_value < 0.001 else f"{c.p_value:.3f}"] if (c := report.comparisons.get(name)) else ["–", "–"]
         yield "Baselines on the same rows", ["baseline", *names, "this model minus it", "p"], [[k, *[b[m] for m in names], *vs(k)] for k, b in report.baselines.items()]
-    if report.per_class: yield _classes_section(report)
-    if report.confusion: yield _confusion_section(report)
+    if report.per_class:
+        yield _classes_section(report)
+    if report.confusion:
+        yield _confusion_section(report)
     flat = [(k, v) for name, part in report.extra.items() for k, v in (part.items() if isinstance(part, dict) else [(name, part)])]
     flat = [(k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in flat if v not in (None, [], "")]
-    if flat: yield "Settings and cost", ["what", "value"], flat
+    if flat:
+        yield "Settings and cost", ["what", "value"], flat
 
 # %% ../../nbs/evaluation/05c_reports.ipynb #297a4c36
 def _heading(report):
@@ -119,14 +126,19 @@ class Report:
     comparisons:dict[str, PairedTest] = field(default_factory=dict) # this model against each of them
     extra:dict = field(default_factory=dict) # settings, cost, data: what JSON can hold
 
-    def __str__(self): return _as_text(self)
-    def to_markdown(self) -> str: return _as_markdown(self)
-    def _repr_markdown_(self): return self.to_markdown()
-    def to_dict(self) -> dict: return asdict(self)
+    def __str__(self):
+        return _as_text(self)
+    def to_markdown(self) -> str:
+        return _as_markdown(self)
+    def _repr_markdown_(self):
+        return self.to_markdown()
+    def to_dict(self) -> dict:
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values:dict) -> "Report":
         "Make the report again that `to_dict` wrote. Raises `CheckpointError`."
-        try: return cls(**_fields(values))
+        try:
+            return cls(**_fields(values))
         except (KeyError, TypeError, AttributeError) as e:
             raise CheckpointError(f"this is no report: {e}", where="report", remedy="evaluate again and write the report with to_dict") from e

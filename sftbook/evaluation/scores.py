@@ -21,7 +21,8 @@ def _check_labels(references, predictions, n_classes):
         raise DataError(f"{len(references):,} references and {len(predictions):,} predictions", where="evaluation", remedy="give one prediction a row, in the order of the rows")
     for what, ids in (("references", references), ("predictions", predictions)):
         bad = np.flatnonzero((ids < 0) | (ids >= n_classes))
-        if len(bad): raise DataError(f"class id {ids[bad[0]]} is not in 0..{n_classes - 1}", where=f"{what}, row {bad[0] + 1}", remedy="leave out rows without a label, and give the name of every class")
+        if len(bad):
+            raise DataError(f"class id {ids[bad[0]]} is not in 0..{n_classes - 1}", where=f"{what}, row {bad[0] + 1}", remedy="leave out rows without a label, and give the name of every class")
     return references, predictions
 
 # %% ../../nbs/evaluation/05a_scores.ipynb #da4a5af0
@@ -57,11 +58,13 @@ def count_metrics(right:np.ndarray, # (..., classes) rows of each class that wer
 # %% ../../nbs/evaluation/05a_scores.ipynb #4baab6a3
 def _probabilities(values):
     array = np.asarray(values, dtype=float)
-    if array.ndim != 2 or not len(array): raise DataError(f"expected (rows, classes), found shape {array.shape}", where="probabilities", remedy="give one probability a row and class")
+    if array.ndim != 2 or not len(array):
+        raise DataError(f"expected (rows, classes), found shape {array.shape}", where="probabilities", remedy="give one probability a row and class")
     for bad, what in ((~np.isfinite(array), "a probability is not a finite number"), (array < 0, "a probability is negative"),
                       (abs(array.sum(-1, keepdims=True) - 1) > 1e-2, "the probabilities of a row do not add up to 1")):
         rows = np.flatnonzero(bad.any(-1))
-        if len(rows): raise DataError(what, where=f"probabilities, row {rows[0] + 1}", remedy="apply softmax to logits; if logits are not finite, look at the training")
+        if len(rows):
+            raise DataError(what, where=f"probabilities, row {rows[0] + 1}", remedy="apply softmax to logits; if logits are not finite, look at the training")
     return array/array.sum(-1, keepdims=True)
 
 # %% ../../nbs/evaluation/05a_scores.ipynb #0c765a84
@@ -86,7 +89,8 @@ def calibration_bins(references, # (rows,) true class ids
     return [dict(low=b/n_bins, high=(b + 1)/n_bins, count=int((bins == b).sum()), confidence=float(confidence[bins == b].mean()),
                  accuracy=float(right[bins == b].mean())) for b in np.unique(bins)]
 
-def _bin(confidence, n_bins): return np.clip(np.ceil(confidence*n_bins).astype(int) - 1, 0, n_bins - 1)
+def _bin(confidence, n_bins):
+    return np.clip(np.ceil(confidence*n_bins).astype(int) - 1, 0, n_bins - 1)
 
 # %% ../../nbs/evaluation/05a_scores.ipynb #def45bc8
 def expected_calibration_error(references, # (rows,) true class ids
@@ -129,7 +133,9 @@ def resample_counts(references:np.ndarray, # (rows,) true class ids
     "Bootstrap the confusion matrix: counts of each class in each resample."
     rng = np.random.default_rng(seed)
     cells, cell, counts = np.unique(references*n_classes + predictions, return_inverse=True, return_counts=True)
-    if clusters is None: draws = rng.multinomial(len(cell), counts/len(cell), size=resamples)
-    else: draws = _resample_sums(np.eye(len(cells))[cell], _units(len(cell), clusters, []), resamples, rng)
+    if clusters is None:
+        draws = rng.multinomial(len(cell), counts/len(cell), size=resamples)
+    else:
+        draws = _resample_sums(np.eye(len(cells))[cell], _units(len(cell), clusters, []), resamples, rng)
     true, called = np.eye(n_classes)[cells//n_classes], np.eye(n_classes)[cells % n_classes]
     return draws @ (true*called), draws @ true, draws @ called

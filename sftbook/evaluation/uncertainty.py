@@ -30,7 +30,8 @@ class Interval:
         digits = f"{'+' if self.unit == 'points' else ''}.{1 if self.unit else 3}f"
         scale, unit = (100, f" {self.unit}") if self.unit else (1, "")
         said = f"{self.value*scale:{digits}}{unit}"
-        if self.low is None: return said
+        if self.low is None:
+            return said
         digits = digits.removeprefix("+")
         return f"{said} [{self.low*scale:{digits}}, {self.high*scale:{digits}}]"
 
@@ -61,11 +62,19 @@ def _z(confidence):
 # %% ../../nbs/evaluation/05_uncertainty.ipynb #f4eef427
 def _units(n, clusters, lengths):
     "The number of the group of each row: every row its own where there are no clusters."
-    if not n: raise DataError("there is nothing to evaluate", where="bootstrap", remedy="give at least one row")
-    if clusters is not None: lengths = [*lengths, len(clusters)]
-    if len(set(lengths)) > 1: raise DataError(f"arrays of different lengths: {lengths}", where="bootstrap", remedy="give one entry a row in each")
-    return np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    if not n:
+        raise DataError("there is nothing to evaluate", where="bootstrap",
+                        remedy="give at least one row")
+    if clusters is not None:
+        lengths = [*lengths, len(clusters)]
+    if len(set(lengths)) > 1:
+        raise DataError(f"arrays of different lengths: {lengths}", where="bootstrap",
+                        remedy="give one entry a row in each")
+    if clusters is None:
+        return np.arange(n)
+    return np.unique(np.asarray(clusters), return_inverse=True)[1]
 
+# %% ../../nbs/evaluation/05_uncertainty.ipynb #a6f5dc20
 def _resample_sums(columns, units, resamples, rng):
     "Draw units with replacement, `resamples` times; returns (resamples, columns) sums."
     n = int(units.max()) + 1
@@ -85,7 +94,8 @@ def _unseen(n, confidence):
 
 def _percentiles(value, results, n, confidence, unit="%", room=0.):
     low, high = np.nanquantile(results, [(1 - confidence)/2, (1 + confidence)/2])
-    if low == high and value in (0., 1.): low, high = (max(0., value - room), min(1., value + room))
+    if low == high and value in (0., 1.):
+        low, high = (max(0., value - room), min(1., value + room))
     return Interval(float(value), float(low), float(high), int(n), confidence, unit)
 
 # %% ../../nbs/evaluation/05_uncertainty.ipynb #fc2e8606
@@ -97,39 +107,62 @@ def bootstrap_interval(statistic:Callable, # arrays -> number, such as `np.mean`
                        clusters=None, # (rows,) group of each row: whole groups are drawn
                        unit:str="%", # how it is printed, see `Interval`
                       ) -> Interval: # of `statistic(*arrays)`
-    "Percentile bootstrap (Efron 1979). A rate of exactly 0 or 1 gets Wilson's bound, as no resample can show what was never seen. Raises `DataError`."
+    """Percentile bootstrap (Efron 1979). A rate of exactly 0 or 1 gets Wilson's bound, as no
+    resample can show what was never seen. Raises `DataError`."""
     arrays = [np.asarray(a if hasattr(a, "__array__") else list(a)) for a in arrays]
     units = _units(len(arrays[0]), clusters, [len(a) for a in arrays])
     rng, value = np.random.default_rng(seed), float(statistic(*arrays))
     if statistic is np.mean and len(arrays) == 1 and arrays[0].ndim == 1:
-        drawn = _resample_sums(np.stack([arrays[0], np.ones(len(arrays[0]))], 1), units, resamples, rng)
+        columns = np.stack([arrays[0], np.ones(len(arrays[0]))], 1)
+        drawn = _resample_sums(columns, units, resamples, rng)
         results = drawn[:, 0]/drawn[:, 1]
     else:
-        members = np.split(np.argsort(units, kind="stable"), np.cumsum(np.bincount(units))[:-1])
-        draw = lambda: np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
-        results = np.array([statistic(*[a[rows] for a in arrays]) for rows in (draw() for _ in range(resamples))])
-    return _percentiles(value, results, len(units), confidence, unit, room=_unseen(units.max() + 1, confidence))
+        results = _each_resample(statistic, arrays, units, resamples, rng)
+    room = _unseen(units.max() + 1, confidence)
+    return _percentiles(value, results, len(units), confidence, unit, room)
+
+def _each_resample(statistic, arrays, units, resamples, rng):
+    "The statistic of the rows of each resample, one after the other."
+    members = np.split(np.argsort(units, kind="stable"), np.cumsum(np.bincount(units))[:-1])
+    results = []
+    for _ in range(resamples):
+        drawn = rng.integers(len(members), size=len(members))
+        rows = np.concatenate([members[i] for i in drawn])
+        results.append(statistic(*[a[rows] for a in arrays]))
+    return np.array(results)
 
 # %% ../../nbs/evaluation/05_uncertainty.ipynb #c134bf05
 def mean_interval(values, # results of several seeds or draws
                   confidence:float=0.95, # of the interval
                   unit:str="%", # how it is printed, see `Interval`
                  ) -> Interval: # of the mean; `n` is the number of results
-    "Student's t interval of the mean over runs. Raises `DataError` with fewer than two values: one run has no spread."
+    """Student's t interval of the mean over runs; without ends where all runs gave the same
+    number, as that says nothing about their spread. Raises `DataError` for a single run."""
     from scipy.special import stdtrit
     _z(confidence)
     values = np.asarray(list(values), dtype=float)
-    if len(values) < 2: raise DataError(f"{len(values)} result has no spread", where="mean_interval", remedy="run at least two seeds, better five")
-    if not np.isfinite(values).all(): raise DataError("a result is not a finite number", where="mean_interval", remedy="look at the run that gave it")
-    half = stdtrit(len(values) - 1, (1 + confidence)/2)*values.std(ddof=1)/math.sqrt(len(values))
-    return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values), confidence, unit)
+    if len(values) < 2:
+        raise DataError(f"{len(values)} result has no spread", where="mean_interval",
+                        remedy="run at least two seeds, better five")
+    if not np.isfinite(values).all():
+        raise DataError("a result is not a finite number", where="mean_interval",
+                        remedy="look at the run that gave it")
+    mean, k = float(values.mean()), len(values)
+    spread = values.std(ddof=1)/math.sqrt(k)
+    if np.ptp(values) == 0:
+        return Interval(mean, None, None, k, confidence, unit)
+    half = float(stdtrit(k - 1, (1 + confidence)/2)*spread)
+    return Interval(mean, mean - half, mean + half, k, confidence, unit)
 
 # %% ../../nbs/evaluation/05_uncertainty.ipynb #1bd949a7
 def _ids(values, what):
     array = np.asarray(values if hasattr(values, "__array__") else list(values))
-    if not array.size: raise DataError("there is nothing to evaluate", where=what, remedy="give at least one row")
+    if not array.size:
+        raise DataError("there is nothing to evaluate", where=what, remedy="give at least one row")
     if array.ndim != 1 or array.dtype.kind not in "iub":
-        raise DataError(f"expected one whole number a row, found {array.dtype} of shape {array.shape}", where=what, remedy="give class ids, not names or scores")
+        found = f"{array.dtype} of shape {array.shape}"
+        raise DataError(f"expected one whole number a row, found {found}", where=what,
+                        remedy="give class ids, not names or scores")
     return array.astype(np.int64)
 
 # %% ../../nbs/evaluation/05_uncertainty.ipynb #64e9b6fe
@@ -170,27 +203,35 @@ def paired_test(references, # (rows,) true class ids
                ) -> PairedTest: # positive where a is better
     "Paired bootstrap; exact McNemar test (1947), by groups if there are any. Raises `DataError`."
     from scipy.special import bdtr
-    y, a, b = (_ids(v, what) for v, what in ((references, "references"), (predictions_a, "predictions_a"), (predictions_b, "predictions_b")))
+    y, a = _ids(references, "references"), _ids(predictions_a, "predictions_a")
+    b = _ids(predictions_b, "predictions_b")
     units = _units(len(y), clusters, [len(y), len(a), len(b)])
     gain = (a == y).astype(float) - (b == y)
     only_a, only_b = int((gain > 0).sum()), int((gain < 0).sum())
-    drawn = _resample_sums(np.stack([gain, np.ones(len(y))], 1), units, resamples, np.random.default_rng(seed))
-    interval = _percentiles(gain.mean(), drawn[:, 0]/drawn[:, 1], len(y), confidence, "points")
+    columns = np.stack([gain, np.ones(len(y))], 1)
+    drawn = _resample_sums(columns, units, resamples, np.random.default_rng(seed))
+    gains = drawn[:, 0]/drawn[:, 1]
+    interval = _percentiles(gain.mean(), gains, len(y), confidence, "points")
     if only_a + only_b == 0:
         room = _unseen(units.max() + 1, confidence)
         interval = Interval(0., -room, room, len(y), confidence, "points")
-    if clusters is not None: p = _sign_flip_p(np.bincount(units, gain))
-    else: p = min(1., 2*float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+    if clusters is not None:
+        p = _sign_flip_p(np.bincount(units, gain))
+    else:
+        p = min(1., 2*float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
     return PairedTest(interval, p, only_a, only_b)
 
 # %% ../../nbs/evaluation/05_uncertainty.ipynb #f997091f
 def rows_to_see(difference:float, # in accuracy, such as 0.01
-                disagreement:float, # share of rows where exactly one system is right, at least `difference`
+                disagreement:float, # share of rows where exactly one system is right
                 power:float=0.8, # how often it shall be found
                 confidence:float=0.95, # 1 - how often a difference is found that is not there
                ) -> int: # rows
     "How many test rows a paired test needs (Connor 1987). Raises `ConfigError`."
     d, q = abs(difference), disagreement
-    if not 0 < d <= q <= 1: raise ConfigError(f"difference {difference} and disagreement {disagreement} cannot be", where="rows_to_see", remedy="systems disagree at least as often as they differ")
+    if not 0 < d <= q <= 1:
+        raise ConfigError(f"difference {difference} and disagreement {disagreement} cannot be",
+                          where="rows_to_see",
+                          remedy="systems disagree at least as often as they differ")
     z_a, z_b = _z(confidence), NormalDist().inv_cdf(power)
     return math.ceil((z_a*math.sqrt(q) + z_b*math.sqrt(q - d*d))**2/d**2)

@@ -37,7 +37,8 @@ _SPACELESS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u
 
 def _units(key):
     "Words of a key, or characters where words are not separated; and how many count as a word."
-    if len(_SPACELESS.findall(key)) > 0.3*len(key): return list(key.replace(" ", "")), 2
+    if len(_SPACELESS.findall(key)) > 0.3*len(key):
+        return list(key.replace(" ", "")), 2
     return key.split(), 1
 
 def shingles(text:str, # any text

@@ -37,13 +37,16 @@ def encode_texts(texts:list[str], # to encode
     if long_texts not in LONG_TEXTS:
         raise ConfigError(f"long_texts is {long_texts!r}", where="encode_texts",
                           remedy=f"choose one of {', '.join(LONG_TEXTS)}")
-    if not len(texts): return Encoded([], 0)
+    if not len(texts):
+        return Encoded([], 0)
     plain = dict(return_attention_mask=False, return_token_type_ids=False)
     if long_texts == "head":
         out = tokenizer(list(texts), truncation=True, max_length=max_length, **plain)
         return Encoded(out["input_ids"], sum(bool(e.overflowing) for e in out.encodings))
-    with quiet(): ids = tokenizer(list(texts), truncation=False, **plain)["input_ids"]
-    if long_texts == "windows": return _windows(ids, tokenizer, max_length)
+    with quiet():
+        ids = tokenizer(list(texts), truncation=False, **plain)["input_ids"]
+    if long_texts == "windows":
+        return _windows(ids, tokenizer, max_length)
     cut = [_head_and_tail(row, tokenizer, max_length) for row in ids]
     return Encoded(cut, sum(len(row) > max_length for row in ids))
 
@@ -56,7 +59,8 @@ def _frame(tokenizer):
 
 def _head_and_tail(ids, tokenizer, max_length):
     "The first quarter of the room, and the rest from the end."
-    if len(ids) <= max_length: return ids
+    if len(ids) <= max_length:
+        return ids
     before, after = _frame(tokenizer)
     room = max_length - len(before) - len(after)
     text = ids[len(before):len(ids) - len(after)]
@@ -81,7 +85,8 @@ def fingerprint(*parts, # strings, lists of strings, tokenizers, or anything JSO
     "A name for the result of a computation on these inputs, the same in every process."
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
-        if hasattr(part, "backend_tokenizer"): part = {k: v for k, v in json.loads(part.backend_tokenizer.to_str()).items() if k not in ("truncation", "padding")}
+        if hasattr(part, "backend_tokenizer"):
+            part = {k: v for k, v in json.loads(part.backend_tokenizer.to_str()).items() if k not in ("truncation", "padding")}
         data = json.dumps(part, sort_keys=True, ensure_ascii=False).encode()
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()
@@ -95,7 +100,8 @@ def cached_array(name:str, # from `fingerprint`
     folder = cache_dir()/"arrays"/name
     if not folder.is_dir():
         array = np.ascontiguousarray(compute())
-        with atomic_folder(folder, shared=True) as new: save_file({"array": array}, new/"array.safetensors")
+        with atomic_folder(folder, shared=True) as new:
+            save_file({"array": array}, new/"array.safetensors")
     return load_file(folder/"array.safetensors")["array"]
 
 # %% ../../nbs/preprocessing/02b_encoding.ipynb #5c04fd72
@@ -108,14 +114,16 @@ def length_batches(lengths:list[int], # tokens of each row
                   ) -> list[list[int]]: # row numbers of each batch; every row stands in exactly one
     "Put rows of similar length together. Depends on its arguments only."
     lengths = np.asarray(lengths, dtype=np.int64)
-    if seed is None: order, rng = np.argsort(-lengths, kind="stable"), None
+    if seed is None:
+        order, rng = np.argsort(-lengths, kind="stable"), None
     else:
         rng = np.random.default_rng((seed, epoch))
         order, span = rng.permutation(len(lengths)), window*batch_size
         pieces = [order[k:k+span] for k in range(0, len(order), span)]
         order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pieces]) if pieces else order
     batches = [order[k:k+batch_size].tolist() for k in range(0, len(order), batch_size)]
-    if rng is not None: batches = [batches[i] for i in rng.permutation(len(batches))]
+    if rng is not None:
+        batches = [batches[i] for i in rng.permutation(len(batches))]
     return batches
 
 # %% ../../nbs/preprocessing/02b_encoding.ipynb #8375304d
@@ -126,7 +134,8 @@ def pad_batch(features:list[dict], # lists are padded, numbers are stacked
     batch = {}
     for key in features[0]:
         values = [f[key] for f in features]
-        if not isinstance(values[0], list): batch[key] = torch.tensor(values)
+        if not isinstance(values[0], list):
+            batch[key] = torch.tensor(values)
         else:
             longest = max(map(len, values))
             batch[key] = torch.tensor([v + [pad.get(key, 0)]*(longest - len(v)) for v in values])

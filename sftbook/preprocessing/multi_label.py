@@ -22,10 +22,12 @@ from ..files import _visible, open_records, text_problem
 # %% ../../nbs/preprocessing/02c_multi_label.ipynb #59b95872
 def _read_names(cell, separator=None, whole=False):
     "Names in a cell, and what is wrong with it. `whole`: a text is never read as a list."
-    if cell is None or isinstance(cell, str) and not any(map(_visible, cell)): return [], None
+    if cell is None or isinstance(cell, str) and not any(map(_visible, cell)):
+        return [], None
     if isinstance(cell, str) and _looks_like_list(cell) and not whole:
         parsed = _parse_list(cell)
-        if parsed is None: return [], f"this cannot be read as a list: {cell[:40]}"
+        if parsed is None:
+            return [], f"this cannot be read as a list: {cell[:40]}"
         cell = parsed
     elif isinstance(cell, str) and separator:
         cell = [piece for piece in map(str.strip, cell.split(separator)) if piece]
@@ -33,13 +35,16 @@ def _read_names(cell, separator=None, whole=False):
     problems = [what for name in names if (what := label_problem(name))]
     return ([], problems[0]) if problems else ([str(name) for name in names], None)
 
-def _looks_like_list(cell): return cell.strip()[:1] == "[" and cell.strip()[-1:] == "]"
+def _looks_like_list(cell):
+    return cell.strip()[:1] == "[" and cell.strip()[-1:] == "]"
 
 def _parse_list(cell):
     "A list as JSON or Python writes it; None for anything else."
     for read in (json.loads, ast.literal_eval):
-        try: return list(read(cell.strip()))
-        except (ValueError, SyntaxError, RecursionError, MemoryError): continue
+        try:
+            return list(read(cell.strip()))
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
 
 # %% ../../nbs/preprocessing/02c_multi_label.ipynb #9c9779ff
 def _find_separator(cells):
@@ -51,7 +56,8 @@ def _read_flag(cell):
     "Whether a cell says yes, and what is wrong with it."
     flags = {"0": False, "1": True, "false": False, "true": True}
     found = flags.get(label_key(str(cell)))
-    if found is None: return False, f"0, 1, true or false was expected, this is {str(cell)[:40]!r}"
+    if found is None:
+        return False, f"0, 1, true or false was expected, this is {str(cell)[:40]!r}"
     return found, None
 
 # %% ../../nbs/preprocessing/02c_multi_label.ipynb #79b3c614
@@ -80,7 +86,8 @@ def _refuse_alike(source, flat):
     spelt = [", ".join(f"{n!a} ({counts[n]:,} times)" for n in group) for group in groups]
     what = "labels that differ only by case, width, spaces, unseen marks or the form of a number: "
     problems = [(source, what + s) for s in spelt]
-    if problems: raise DataError.from_problems(problems, remedy="spell each label in one way")
+    if problems:
+        raise DataError.from_problems(problems, remedy="spell each label in one way")
 
 # %% ../../nbs/preprocessing/02c_multi_label.ipynb #6f05376c
 @dataclass
@@ -105,7 +112,8 @@ def _settle(asked, names, known):
         final = {name: name.strip() for name in flat}
     settled = [list(dict.fromkeys(final[name] for name in row)) for row in names]
     twice = len(flat) - sum(map(len, settled))
-    if twice: asked.notes.append(f"{twice:,} labels that stood twice in a row count once")
+    if twice:
+        asked.notes.append(f"{twice:,} labels that stood twice in a row count once")
     return settled
 
 # %% ../../nbs/preprocessing/02c_multi_label.ipynb #d0ca108f
@@ -140,7 +148,8 @@ def _open(source, label, delimiter):
     return rows.column_names, enumerate(_with_names(rows, label, names), 1), []
 
 def _with_names(rows, label, names):
-    for row in rows: yield {**row, label: [names[i] for i in row[label] or []]} if names else row
+    for row in rows:
+        yield {**row, label: [names[i] for i in row[label] or []]} if names else row
 
 # %% ../../nbs/preprocessing/02c_multi_label.ipynb #c093ce21
 def _read_records(asked, records):
@@ -148,17 +157,21 @@ def _read_records(asked, records):
     texts, lines, cells, problems = [], [], [], []
     for line, record in records:
         what = text_problem(record.get(asked.text), asked.max_characters)
-        if what: problems.append((len(lines), asked.text, what))
+        if what:
+            problems.append((len(lines), asked.text, what))
         texts.append(record.get(asked.text))
         lines.append(line)
         cells.append({c: record.get(c) for c in asked.columns})
-    if len(asked.columns) > 1: names, wrong = _read_flags(cells, asked.columns)
-    else: names, wrong, separator = _read_lists(cells, asked.columns[0], asked.separator)
+    if len(asked.columns) > 1:
+        names, wrong = _read_flags(cells, asked.columns)
+    else:
+        names, wrong, separator = _read_lists(cells, asked.columns[0], asked.separator)
     if len(asked.columns) == 1 and separator:
         asked.notes.append(f"labels are separated by {separator!r}")
     placed = [(f"{asked.source}, row at line {lines[i]}, column {column}", what)
               for i, column, what in sorted(problems + wrong)]
-    if placed: raise DataError.from_problems(placed, remedy="correct or delete these rows")
+    if placed:
+        raise DataError.from_problems(placed, remedy="correct or delete these rows")
     return texts, lines, names
 
 # %% ../../nbs/preprocessing/02c_multi_label.ipynb #e4b6ad98
@@ -168,7 +181,8 @@ def _as_dataset(asked, order, texts, names, lines):
     ids = {name: i for i, name in enumerate(order)}
     numbers = [sorted(ids[name] for name in row) for row in names]
     empty = sum(not row for row in names)
-    if empty: asked.notes.append(f"{empty:,} of {len(names):,} rows have no label")
+    if empty:
+        asked.notes.append(f"{empty:,} of {len(names):,} rows have no label")
     features = Features(text=Value("string"), labels=List(ClassLabel(names=order)),
                         file=Value("string"), row=Value("int64"))
     files = [Path(asked.source).name]*len(texts)
@@ -198,9 +212,12 @@ def load_multi_label(source:str|Path, # a file (see `open_records`), or a hub id
     asked = _Asked(str(source), text, wanted, separator, max_characters, list(notes))
     texts, lines, names = _read_records(asked, records)
     names = _settle(asked, names, labels)
-    if labels is not None: order = list(labels)
-    else: order = wanted if several else sorted({name for row in names for name in row})
-    if labels is None: _check_use(asked, names, order)
+    if labels is not None:
+        order = list(labels)
+    else:
+        order = wanted if several else sorted({name for row in names for name in row})
+    if labels is None:
+        _check_use(asked, names, order)
     return _as_dataset(asked, order, texts, names, lines)
 
 # %% ../../nbs/preprocessing/02c_multi_label.ipynb #4398f06a
@@ -212,7 +229,8 @@ def _merge_rare(sets, min_rows):
     left = Counter(merged)
     final = [s if left[s] >= min_rows else None for s in merged]
     sizes = Counter(final)
-    if not 0 < sizes[None] < min_rows or len(sizes) == 1: return final
+    if not 0 < sizes[None] < min_rows or len(sizes) == 1:
+        return final
     smallest = min((s for s in sizes if s is not None), key=lambda s: (sizes[s], s))
     return [smallest if s is None else s for s in final]
 
@@ -226,13 +244,15 @@ def combination_rows(rows, # with `labels`: List(ClassLabel)
     groups = _merge_rare([tuple(sorted(set(ids))) for ids in rows["labels"]], min_rows)
     called = [_group_name(group, names) for group in groups]
     classes = sorted(set(called))
-    if "label" in rows.column_names: rows = rows.remove_columns("label")
+    if "label" in rows.column_names:
+        rows = rows.remove_columns("label")
     with quiet():
         return rows.add_column("label", [classes.index(name) for name in called],
                                feature=ClassLabel(names=classes))
 
 def _group_name(group, names):
-    if group is None: return "(other)"
+    if group is None:
+        return "(other)"
     return " + ".join(names[i] for i in group) or "(none)"
 
 # %% ../../nbs/preprocessing/02c_multi_label.ipynb #6b6349a2
@@ -241,7 +261,8 @@ def label_matrix(rows, # with `labels`: names, or ids of a ClassLabel or of `lab
                 ) -> np.ndarray: # (rows, labels), True where a row has a label
     "The labels of rows as yes and no. Raises `DataError` for labels that are not among `labels`."
     matrix = np.zeros((len(rows), len(labels)), dtype=bool)
-    for i, ids in enumerate(_label_ids(rows, labels)): matrix[i, ids] = True
+    for i, ids in enumerate(_label_ids(rows, labels)):
+        matrix[i, ids] = True
     return matrix
 
 def _label_ids(rows, labels):
@@ -253,5 +274,6 @@ def _label_ids(rows, labels):
         called = [names[v] if isinstance(v, int) and 0 <= v < last else v for v in row or []]
         wrong += [(f"row {k}", f"there is no label {name!r}") for name in called if name not in ids]
         found.append(sorted({ids[name] for name in called if name in ids}))
-    if wrong: raise DataError.from_problems(wrong, remedy=f"labels are {', '.join(labels[:20])}")
+    if wrong:
+        raise DataError.from_problems(wrong, remedy=f"labels are {', '.join(labels[:20])}")
     return found

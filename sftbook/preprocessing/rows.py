@@ -42,11 +42,13 @@ class Audit:
                  ("texts with several labels", f"{self.conflicts:,}", "deduplicate drops them"),
                  ("characters", size, "encode_texts counts what it cuts"),
                  ("classes", _counted(self.labels), "")]
-        if not self.labels: table = [line for line in table if line[0] not in _OF_LABELS]
+        if not self.labels:
+            table = [line for line in table if line[0] not in _OF_LABELS]
         known = [("encodings", _counted(self.encodings), "look at all but the first")]
         return table + (known if len(self.encodings) > 1 else [])
 
-    def __str__(self): return "\n".join(_line(what, number) for what, number, _ in self.lines())
+    def __str__(self):
+        return "\n".join(_line(what, number) for what, number, _ in self.lines())
     def _repr_markdown_(self):
         rows = [f"| {what} | {number} | {_as_code(done)} |" for what, number, done in self.lines()]
         return "\n".join(["| | | what is done |", "|---|---|---|", *rows])
@@ -74,7 +76,8 @@ def audit(rows, # a Dataset with `text` and perhaps `label` and `encoding`
     "Look at rows before anything is done with them."
     texts, labels = list(rows["text"]), _label_names(rows)
     keys, of_key = [text_key(t) for t in texts], defaultdict(set)
-    for key, label in zip(keys, labels): of_key[key].add(label)
+    for key, label in zip(keys, labels):
+        of_key[key].add(label)
     lengths = np.array([len(t) for t in texts] or [0])
     size = {f"p{q}": int(np.percentile(lengths, q)) for q in (5, 50, 95)}
     size["max"] = int(lengths.max())
@@ -87,7 +90,8 @@ def audit(rows, # a Dataset with `text` and perhaps `label` and `encoding`
 
 def _label_names(rows):
     "The name of each row's class, or nothing where rows have no label."
-    if "label" not in rows.column_names: return [""]*len(rows)
+    if "label" not in rows.column_names:
+        return [""]*len(rows)
     return [rows.features["label"].names[i] for i in rows["label"]]
 
 # %% ../../nbs/preprocessing/02a_rows.ipynb #6dca67bb
@@ -97,11 +101,13 @@ def deduplicate(rows, # a Dataset with `text` and perhaps `label`
     "Keep the first row of each key; drop keys with several labels."
     keys, labels = [key(t) for t in rows["text"]], _label_names(rows)
     of_key = defaultdict(set)
-    for k, label in zip(keys, labels): of_key[k].add(label)
+    for k, label in zip(keys, labels):
+        of_key[k].add(label)
     conflicts = {k for k, found in of_key.items() if len(found) > 1}
     seen, keep = set(conflicts), []
     for i, k in enumerate(keys):
-        if k not in seen: keep.append(i)
+        if k not in seen:
+            keep.append(i)
         seen.add(k)
     torn = sum(k in conflicts for k in keys)
     return rows.select(keep), {"duplicates": len(keys) - torn - len(keep), "label_conflicts": torn}
@@ -114,7 +120,8 @@ def drop_rare_classes(rows, # a Dataset with `text` and `label`
     from datasets import ClassLabel
     names, counts = rows.features["label"].names, Counter(_label_names(rows))
     rare = {name: counts[name] for name in names if counts[name] < min_rows}
-    if not rare: return rows, {}
+    if not rare:
+        return rows, {}
     left = [name for name in names if name not in rare]
     labels = [names[i] for i in rows["label"]]
     kept = [i for i, name in enumerate(labels) if name not in rare]
@@ -144,7 +151,8 @@ def split_rows(rows, # a Dataset with `text` and perhaps `label`, without copies
     for label in np.unique(labels):
         _deal(np.flatnonzero(labels == label), clusters, wanted, rng, parts)
     _join_clusters(parts, clusters)
-    if labelled: _check_parts(rows, parts, wanted, clusters)
+    if labelled:
+        _check_parts(rows, parts, wanted, clusters)
     return DatasetDict({name: rows.select(sorted(part)) for name, part in parts.items()})
 
 # %% ../../nbs/preprocessing/02a_rows.ipynb #c52a4c4c
@@ -152,15 +160,18 @@ def _deal(members, clusters, wanted, rng, parts):
     "Deal the clusters of one class: fill the test part, then validation; the rest is for training."
     order = rng.permutation(np.unique(clusters[members]))
     of_cluster = defaultdict(list)
-    for i in members: of_cluster[clusters[i]].append(int(i))
+    for i in members:
+        of_cluster[clusters[i]].append(int(i))
     taken, limits = 0, np.cumsum([wanted[name]*len(members) for name in wanted])
     for cluster in order:
         rows = of_cluster[cluster]
         open_parts = (name for name, limit in zip(wanted, limits) if taken < limit - 0.5)
         part = next(open_parts, "train")
         room = dict(zip(wanted, limits)).get(part, 0) + max(5, 0.1*wanted.get(part, 0)*len(members))
-        if part != "train" and taken + len(rows) > room: part = "train" # a tenth more at most, or 5
-        else: taken += len(rows)
+        if part != "train" and taken + len(rows) > room:
+            part = "train" # a tenth more at most, or 5
+        else:
+            taken += len(rows)
         parts[part] += rows
 
 # %% ../../nbs/preprocessing/02a_rows.ipynb #a198529a
@@ -168,9 +179,11 @@ def _join_clusters(parts, clusters):
     "A cluster of several classes may have been dealt twice: all of it goes where its first row went."
     home = {}
     for name in parts:
-        for i in parts[name]: home.setdefault(clusters[i], name)
+        for i in parts[name]:
+            home.setdefault(clusters[i], name)
     rows = [(home[clusters[i]], i) for part in parts.values() for i in part]
-    for name in parts: parts[name] = [i for where, i in rows if where == name]
+    for name in parts:
+        parts[name] = [i for where, i in rows if where == name]
 
 # %% ../../nbs/preprocessing/02a_rows.ipynb #143a6388
 def _check_parts(rows, parts, wanted, clusters):
@@ -185,9 +198,11 @@ def _check_parts(rows, parts, wanted, clusters):
         absent = [n for n in needed if not (labels[parts[n]] == c).any()]
         what = f"its {counted(int(own.sum()), 'row')}{why} {leaves} none for"
         missing += [(_class_place(rows, own, names[c]), f"{what} {n}") for n in absent]
-        if absent and not alone: most = max(most, own.sum())
+        if absent and not alone:
+            most = max(most, own.sum())
     remedy = _FEW + (_SHARE if most >= len(needed) else "")
-    if missing: raise DataError.from_problems(missing, remedy=remedy)
+    if missing:
+        raise DataError.from_problems(missing, remedy=remedy)
 
 def _class_place(rows, own, name):
     "The class, and the file with its rows where there is one."
@@ -209,7 +224,8 @@ def split_notes(rows, # the Dataset that was split
     for name in ("test", "validation"):
         asked, got = sizes.get(f"{name}_size", 0.)*len(rows), len(splits[name])
         slack = max(5, 0.1*asked)
-        if abs(got - asked) <= slack: continue
+        if abs(got - asked) <= slack:
+            continue
         notes.append(f"the {name} part has {counted(got, 'row')}, {asked:,.0f} were asked for")
         reasons.add("classes" if abs(rounded[name] - asked) > slack else "clusters")
     return notes + [{"classes": _class_reason, "clusters": _cluster_reason}[reason](rows, clusters)
@@ -217,7 +233,8 @@ def split_notes(rows, # the Dataset that was split
 
 # %% ../../nbs/preprocessing/02a_rows.ipynb #9c371152
 def _class_counts(rows):
-    if "label" not in rows.column_names: return np.array([len(rows)])
+    if "label" not in rows.column_names:
+        return np.array([len(rows)])
     return np.unique(rows["label"], return_counts=True)[1]
 
 def _rounded(rows, sizes):
@@ -249,9 +266,11 @@ def check_leakage(splits, # a DatasetDict, or a dictionary of Datasets with `tex
         first = home.setdefault(cluster, i)
         (name, row), (other, twin) = place[i], place[first]
         what = f"is a copy or near-copy of {other}[{twin}]: {texts[i][:60]!r}"
-        if name != other: found.append((f"{name}[{row}]", what))
+        if name != other:
+            found.append((f"{name}[{row}]", what))
     remedy = "remove copies and split by clusters: deduplicate, duplicate_clusters, split_rows"
-    if found: raise DataError.from_problems(found, remedy=remedy)
+    if found:
+        raise DataError.from_problems(found, remedy=remedy)
 
 # %% ../../nbs/preprocessing/02a_rows.ipynb #f4f37950
 def sample_per_class(rows, # a Dataset with `label`
@@ -261,6 +280,7 @@ def sample_per_class(rows, # a Dataset with `label`
     "Draw the same number of rows of every class. Raises `DataError` where a class has too few."
     labels, rng = np.array(rows["label"]), np.random.default_rng((seed, per_class))
     few = [(f"class {rows.features['label'].names[c]!r}", f"has {n} rows, {per_class} were asked for") for c, n in zip(*np.unique(labels, return_counts=True)) if n < per_class]
-    if few: raise DataError.from_problems(few, remedy="ask for fewer rows a class")
+    if few:
+        raise DataError.from_problems(few, remedy="ask for fewer rows a class")
     drawn = [rng.choice(np.flatnonzero(labels == c), per_class, replace=False) for c in np.unique(labels)]
     return rows.select(np.sort(np.concatenate(drawn)))

@@ -35,7 +35,8 @@ def mask_tokens(input_ids:list[int], # of one row
     units = np.where(ordinary, np.arange(len(ids)) if words is None else np.asarray(words), -1)
     present = np.unique(units[ordinary])
     chosen = present[rng.random(len(present)) < rate] if len(present) else present
-    if len(present) and not len(chosen): chosen = rng.choice(present, 1)
+    if len(present) and not len(chosen):
+        chosen = rng.choice(present, 1)
     target = np.isin(units, chosen) & ordinary
     action = rng.random(len(ids))
     seen = np.where(target & (action < 0.8), mask_id, ids)
@@ -60,13 +61,16 @@ def masked_logits(model:nn.Module, # a masked language model of transformers
     asked = batch["labels"] != -100
     head = getattr(model, "module", model).get_submodule(_mlm_head(model))
     hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][asked],))
-    try: return model(**{k: v for k, v in batch.items() if k != "labels"}).logits
-    finally: hook.remove()
+    try:
+        return model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+    finally:
+        hook.remove()
 
 def _mlm_head(model):
     "Name of the head of a masked language model; BERT and RoBERTa call it differently."
     names = [name for name, _ in getattr(model, "module", model).named_children() if name in ("cls", "lm_head")]
-    if len(names) != 1: raise ConfigError("the head of this model is not known", where=type(model).__name__, remedy="use a BERT or RoBERTa checkpoint")
+    if len(names) != 1:
+        raise ConfigError("the head of this model is not known", where=type(model).__name__, remedy="use a BERT or RoBERTa checkpoint")
     return names[0]
 
 # %% ../../nbs/tasks/06c_masked_language_modelling.ipynb #d50c0b08
@@ -80,13 +84,16 @@ class MaskedLanguageModelling(Task):
     answers_texts = False
 
     @cached_property
-    def tokenizer(self): return load_tokenizer(self.checkpoint, self.max_length)
+    def tokenizer(self):
+        return load_tokenizer(self.checkpoint, self.max_length)
 
     @cached_property
-    def vocabulary(self): return np.setdiff1d(np.arange(len(self.tokenizer)), self.tokenizer.all_special_ids)
+    def vocabulary(self):
+        return np.setdiff1d(np.arange(len(self.tokenizer)), self.tokenizer.all_special_ids)
 
     def encode(self, rows):
-        with quiet(): ids = self.tokenizer(list(rows["text"]), add_special_tokens=False, truncation=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+        with quiet():
+            ids = self.tokenizer(list(rows["text"]), add_special_tokens=False, truncation=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
         return [dict(input_ids=row) for row in pack_tokens(ids, self.max_length, self.tokenizer)]
 
     def augment(self, features, rng):
@@ -97,13 +104,15 @@ class MaskedLanguageModelling(Task):
         drawn = [f if "labels" in f else self.augment(f, np.random.default_rng(f["input_ids"])) for f in features]
         return pad_batch(drawn, {"input_ids": self.tokenizer.pad_token_id, "labels": -100})
 
-    def usage(self): return f'"a {self.tokenizer.mask_token} text"'
+    def usage(self):
+        return f'"a {self.tokenizer.mask_token} text"'
 
     def init_model(self):
         check_max_length(self.checkpoint, self.max_length)
         return load_model("AutoModelForMaskedLM", self.checkpoint)
 
-    def infer(self, model, batch): return masked_logits(model, batch), batch["labels"]
+    def infer(self, model, batch):
+        return masked_logits(model, batch), batch["labels"]
 
     def loss(self, model, batch):
         logits, labels = self.infer(model, batch)
@@ -118,7 +127,8 @@ class MaskedLanguageModelling(Task):
         each = torch.stack([losses, (logits.argmax(-1) == labels[asked]).float(), torch.ones_like(losses)], 1)
         return list(per_row.index_add_(0, asked.nonzero()[:, 0], each).cpu().numpy())
 
-    def metrics(self, predictions, rows): return masked_report(np.stack(predictions))
+    def metrics(self, predictions, rows):
+        return masked_report(np.stack(predictions))
 
 # %% ../../nbs/tasks/06c_masked_language_modelling.ipynb #c618dbaf
 MaskedLanguageModelling.directions = dict(loss=False, perplexity=False, accuracy=True)

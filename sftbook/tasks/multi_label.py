@@ -27,7 +27,8 @@ class _YesNoBatches:
         batch = pad_batch(ids, {"input_ids": self.tokenizer.pad_token_id})
         if "labels" in features[0]:
             batch["labels"] = torch.zeros(len(features), len(self.labels))
-            for vector, f in zip(batch["labels"], features): vector[f["labels"]] = 1.
+            for vector, f in zip(batch["labels"], features):
+                vector[f["labels"]] = 1.
         return batch
 
     def loss(self, model, batch):
@@ -35,7 +36,8 @@ class _YesNoBatches:
         cost = nn.functional.binary_cross_entropy_with_logits
         return cost(logits, batch["labels"], reduction="sum"), logits.numel()
 
-    def decode(self, outputs): return list(outputs.float().sigmoid().cpu().numpy())
+    def decode(self, outputs):
+        return list(outputs.float().sigmoid().cpu().numpy())
 
 # %% ../../nbs/tasks/06e_multi_label.ipynb #1d2ca758
 @dataclass
@@ -48,7 +50,8 @@ class MultiLabelClassification(_YesNoBatches, Task):
     thresholds:list[float]|None = None # of each label, see `fit_thresholds`; 0.5 when None
     truncated:int = field(default=0, init=False, repr=False) # texts cut by the latest `encode`
 
-    def __post_init__(self): _check_settings(self.labels, self.thresholds)
+    def __post_init__(self):
+        _check_settings(self.labels, self.thresholds)
 
     @classmethod
     def from_rows(cls, rows, **settings): # a task with the labels of `rows`
@@ -56,12 +59,14 @@ class MultiLabelClassification(_YesNoBatches, Task):
         return cls(list(rows.features["labels"].feature.names), **settings)
 
     @cached_property
-    def tokenizer(self): return load_tokenizer(self.checkpoint, self.max_length)
+    def tokenizer(self):
+        return load_tokenizer(self.checkpoint, self.max_length)
 
     def encode(self, rows):
         encoded = encode_texts(rows["text"], self.tokenizer, self.max_length)
         self.truncated = encoded.n_truncated
-        if "labels" not in rows.column_names: return [dict(input_ids=i) for i in encoded.input_ids]
+        if "labels" not in rows.column_names:
+            return [dict(input_ids=i) for i in encoded.input_ids]
         pairs = zip(encoded.input_ids, _label_ids(rows, self.labels), strict=True)
         return [dict(input_ids=i, labels=ids) for i, ids in pairs]
 
@@ -79,7 +84,8 @@ class MultiLabelClassification(_YesNoBatches, Task):
         truth, p = label_matrix(rows, self.labels), predictions
         return multilabel_report(truth, p.probabilities, p.thresholds, self.labels, baselines)
 
-    def usage(self): return '"a text", truncation=True, top_k=None'
+    def usage(self):
+        return '"a text", truncation=True, top_k=None'
 
 # %% ../../nbs/tasks/06e_multi_label.ipynb #ba1f2fd7
 MultiLabelClassification.directions = dict(

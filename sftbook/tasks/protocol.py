@@ -32,7 +32,8 @@ class _Saving:
         from datasets import Dataset
         wrong = [(f"input {i}", f"this is {type(text).__name__}, not a text")
                  for i, text in enumerate(inputs) if not isinstance(text, str)]
-        if wrong: raise DataError.from_problems(wrong, remedy="give a list of texts")
+        if wrong:
+            raise DataError.from_problems(wrong, remedy="give a list of texts")
         return Dataset.from_dict({"text": list(inputs)})
 
     def usage(self) -> str:
@@ -64,17 +65,23 @@ class Task(_Saving, ABC):
         _TASKS[cls.__name__] = cls
 
     @abstractmethod
-    def encode(self, rows) -> list[dict]: "Rows to features: dictionaries with `input_ids` and, where rows are labelled, `labels`."
+    def encode(self, rows) -> list[dict]:
+        "Rows to features: dictionaries with `input_ids` and, where rows are labelled, `labels`."
     @abstractmethod
-    def collate(self, features:list[dict]) -> dict[str, torch.Tensor]: "Features to a batch of padded tensors."
+    def collate(self, features:list[dict]) -> dict[str, torch.Tensor]:
+        "Features to a batch of padded tensors."
     @abstractmethod
-    def init_model(self) -> nn.Module: "A model with the head this task needs, ready to train."
+    def init_model(self) -> nn.Module:
+        "A model with the head this task needs, ready to train."
     @abstractmethod
-    def loss(self, model, batch) -> tuple[torch.Tensor, int]: "The sum of the losses of all targets in a batch, and how many there are."
+    def loss(self, model, batch) -> tuple[torch.Tensor, int]:
+        "The sum of the losses of all targets in a batch, and how many there are."
     @abstractmethod
-    def decode(self, outputs) -> list: "What `infer` gave for a batch to one prediction a row."
+    def decode(self, outputs) -> list:
+        "What `infer` gave for a batch to one prediction a row."
     @abstractmethod
-    def metrics(self, predictions, rows) -> Report: "Judge predictions against labelled rows."
+    def metrics(self, predictions, rows) -> Report:
+        "Judge predictions against labelled rows."
 
     pipeline_tag:ClassVar[str] = "text-classification" # what transformers calls this kind of model
     directions:ClassVar[dict[str, bool]] = {} # names of the metrics, and whether more is better
@@ -82,10 +89,14 @@ class Task(_Saving, ABC):
     reads_tokens:ClassVar[bool] = False # whether an input may be a list of tokens
     augment:ClassVar[Callable|None] = None # (features, numpy Generator) -> features
 
-    def infer(self, model, batch): return model(**{k: v for k, v in batch.items() if k != "labels"}).logits
-    def join(self, answers:list): return np.mean(answers, axis=0) # of features of one row
-    def gather(self, predictions:list): return predictions
-    def present(self, texts:list, predictions): return predictions # as a file can hold them
+    def infer(self, model, batch):
+        return model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+    def join(self, answers:list):
+        return np.mean(answers, axis=0) # of features of one row
+    def gather(self, predictions:list):
+        return predictions
+    def present(self, texts:list, predictions):
+        return predictions # as a file can hold them
 
 _TASKS:dict[str, type] = {}
 
@@ -127,14 +138,16 @@ def infer_rows(task:Task, # says how to encode, collate and infer
         for batch in length_batches([len(f["input_ids"]) for f in features], batch_size):
             tensors = task.collate([features[i] for i in batch])
             outputs = task.infer(model, {k: v.to(device) for k, v in tensors.items()})
-            for i, answer in zip(batch, read(outputs), strict=True): answers[i] = answer
+            for i, answer in zip(batch, read(outputs), strict=True):
+                answers[i] = answer
     model.train(training)
     return _of_rows(task, answers, features)
 
 # %% ../../nbs/tasks/06_protocol.ipynb #e80d0b71
 def _of_rows(task, answers, features):
     "One answer a row: where a row has several features, the task puts theirs together."
-    if not features or "row" not in features[0]: return answers
+    if not features or "row" not in features[0]:
+        return answers
     votes = {}
     for feature, answer in zip(features, answers):
         votes.setdefault(feature["row"], []).append(answer)
@@ -158,7 +171,8 @@ def predict(task:Task, # says how to encode, infer and decode
 def _silence(layer, absent, rows):
     "Give classes without a training row a score that no row's own class falls below."
     layer.weight[absent] = 0.
-    if layer.bias is not None: layer.bias[absent] = -float(np.log(rows + 1))
+    if layer.bias is not None:
+        layer.bias[absent] = -float(np.log(rows + 1))
 
 def _absent(task, features):
     "Ids of the labels that no feature has."
@@ -181,7 +195,8 @@ class FineTuned:
 # %% ../../nbs/tasks/06_protocol.ipynb #fcebd89a
 def _measurement(task, rows):
     "A function from a model to its metrics on labelled rows; None without rows."
-    if rows is None: return None
+    if rows is None:
+        return None
     def evaluate(model):
         report = task.metrics(predict(task, model, rows), rows)
         return {name: interval.value for name, interval in report.metrics.items()}
@@ -202,16 +217,19 @@ def fine_tune(task:Task, # what to train for
     check_best_metric(config, task.directions, validation_rows is not None)
     torch.manual_seed(config.seed)
     new = model is None
-    if new: model = task.init_model()
+    if new:
+        model = task.init_model()
     features, truncated = task.encode(rows), getattr(task, "truncated", 0)
     absent = _absent(task, features)
-    if new and absent: _silence(output_layer(model), absent, len(features))
+    if new and absent:
+        _silence(output_layer(model), absent, len(features))
     trainer = Trainer(model, task.loss, task.collate, config, augment=task.augment,
                       evaluate=_measurement(task, validation_rows), directions=task.directions,
                       checkpoints=checkpoints, progress=progress)
     identity = task_settings(task) | dict(rows=fingerprint(features))
     result = trainer.fit(features, resume=resume, identity=identity)
-    if absent: result.messages.append(_say_absent([task.labels[i] for i in absent]))
+    if absent:
+        result.messages.append(_say_absent([task.labels[i] for i in absent]))
     return FineTuned(task, model, result, truncated)
 
 # %% ../../nbs/tasks/06_protocol.ipynb #77fdcc27

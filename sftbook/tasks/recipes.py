@@ -35,19 +35,30 @@ class Recipe:
     "What is done with one kind of rows. `o` has the options of `sftbook train`."
     unused = () # options that mean nothing for these rows
 
-    def __init__(self, o): self.o = o
-    def load(self, source, labels=None): raise NotImplementedError # rows; of a run's labels
-    def load_test(self, source, rows): return self.load(source, self.names(rows))
-    def names(self, rows): raise NotImplementedError # labels of the rows
-    def task(self, rows): raise NotImplementedError # the task that they are for
-    def select(self, rows): return rows # what is left of them to train on
-    def start(self, task, model, rows, others): return rows # before training; rows to train on
-    def finish(self, task, model, validation): pass # what validation rows are good for
-    def baselines(self, train, test): return {} # name -> predictions of the test rows
-    def parts(self, report, predictions, test): return {} # more runs: name -> (task, model, report)
+    def __init__(self, o):
+        self.o = o
+    def load(self, source, labels=None):
+        raise NotImplementedError # rows; of a run's labels
+    def load_test(self, source, rows):
+        return self.load(source, self.names(rows))
+    def names(self, rows):
+        raise NotImplementedError # labels of the rows
+    def task(self, rows):
+        raise NotImplementedError # the task that they are for
+    def select(self, rows):
+        return rows # what is left of them to train on
+    def start(self, task, model, rows, others):
+        return rows # before training; rows to train on
+    def finish(self, task, model, validation):
+        pass # what validation rows are good for
+    def baselines(self, train, test):
+        return {} # name -> predictions of the test rows
+    def parts(self, report, predictions, test):
+        return {} # more runs: name -> (task, model, report)
 
 # %% ../../nbs/tasks/06h_recipes.ipynb #09105a01
-def say(text): print(text, flush=True)
+def say(text):
+    print(text, flush=True)
 
 # %% ../../nbs/tasks/06h_recipes.ipynb #03ad5edf
 def prepare_rows(recipe:Recipe, # loads them
@@ -58,13 +69,16 @@ def prepare_rows(recipe:Recipe, # loads them
     if o.test_data:
         test = recipe.load_test(o.test_data, rows)
         rows = without_copies(rows, test, "the test file")
-        if not len(rows): raise DataError("no row is left to train on: all stand in the test file",
+        if not len(rows):
+            raise DataError("no row is left to train on: all stand in the test file",
                                           where=str(o.test_data), remedy="give another file")
     sizes = dict(validation_size=o.validation_size, test_size=0. if test else o.test_size)
-    if not any(sizes.values()): return rows, None, test
+    if not any(sizes.values()):
+        return rows, None, test
     clusters = duplicate_clusters(list(rows["text"]))
     parts = split_rows(rows, clusters, seed=o.seed, **sizes)
-    for note in split_notes(rows, clusters, parts, **sizes): say(note)
+    for note in split_notes(rows, clusters, parts, **sizes):
+        say(note)
     validation = parts["validation"] if o.validation_size else None
     return parts["train"], validation, test or parts["test"]
 
@@ -108,10 +122,13 @@ def train_model(recipe:Recipe, # begins and finishes
     rows = recipe.start(task, model, rows, others)
     tuned = fine_tune(task, rows, validation, config=config, model=model,
                       checkpoints=o.checkpoints, resume=o.resume, progress=sys.stderr.isatty())
-    for message in tuned.result.messages: say(message)
-    if tuned.truncated: say(f"of {tuned.truncated:,} of {len(rows):,} texts, longer than "
+    for message in tuned.result.messages:
+        say(message)
+    if tuned.truncated:
+        say(f"of {tuned.truncated:,} of {len(rows):,} texts, longer than "
                             f"{task.max_length} tokens, a part was not read")
-    if validation is not None: recipe.finish(task, model, validation)
+    if validation is not None:
+        recipe.finish(task, model, validation)
     return tuned
 
 # %% ../../nbs/tasks/06h_recipes.ipynb #f4226969
@@ -119,7 +136,8 @@ def _check_room(model, config, o):
     "A checkpoint holds the weights, two moments, and the best weights."
     weights = sum(p.numel()*p.element_size() for p in model.parameters())
     check_space(o.output.resolve().parent, weights)
-    if not o.checkpoints: return
+    if not o.checkpoints:
+        return
     o.checkpoints.mkdir(parents=True, exist_ok=True)
     check_space(o.checkpoints, 4*weights*(config.save_total_limit + 1))
 
@@ -150,7 +168,8 @@ def _only_kept(recipe, source, kept):
     if len(rows) < len(test):
         say(f"of the test rows, {counted(len(test) - len(rows), 'row', 'have')} a class too rare "
             "to train on")
-    with quiet(): return test.select(rows).cast_column("label", ClassLabel(names=kept))
+    with quiet():
+        return test.select(rows).cast_column("label", ClassLabel(names=kept))
 
 # %% ../../nbs/tasks/06h_recipes.ipynb #053334c6
 class TextClassificationRecipe(Recipe):
@@ -160,29 +179,35 @@ class TextClassificationRecipe(Recipe):
         return load_rows(source, text=o.text, label=o.label, merge_labels=o.merge_labels,
                          delimiter=o.delimiter, max_characters=o.max_characters, labels=labels)
 
-    def names(self, rows): return rows.features["label"].names
+    def names(self, rows):
+        return rows.features["label"].names
 
     def select(self, rows):
         rows, self.rare = drop_rare_classes(rows, self.o.min_rows)
-        if self.rare: say(f"dropped {counted(sum(self.rare.values()), 'row')} of rare classes: "
+        if self.rare:
+            say(f"dropped {counted(sum(self.rare.values()), 'row')} of rare classes: "
                           f"{some(self.rare)}")
-        if len(set(rows["label"])) > 1: return rows
+        if len(set(rows["label"])) > 1:
+            return rows
         without = "rare classes, " if self.rare else ""
         raise DataError(f"without {without}copies and contradictions, fewer than two classes are "
                         "left", where=str(self.o.data),
                         remedy="look at the label column" + ", or at --min-rows"*bool(without))
 
-    def load_test(self, source, rows): return _only_kept(self, source, self.names(rows))
+    def load_test(self, source, rows):
+        return _only_kept(self, source, self.names(rows))
 
     def task(self, rows):
         o, weights = self.o, None
-        if o.class_weights: weights = balanced_weights(rows["label"], len(self.names(rows)))
+        if o.class_weights:
+            weights = balanced_weights(rows["label"], len(self.names(rows)))
         return TextClassification.from_rows(rows, checkpoint=o.checkpoint, max_length=o.max_length,
                                             long_texts=o.long_texts, class_weights=weights)
 
     def start(self, task, model, rows, others):
         say("fitting the head on features of the frozen encoder ...")
-        if self.o.unlabelled: return _self_train(self, task, model, rows, others)
+        if self.o.unlabelled:
+            return _self_train(self, task, model, rows, others)
         few = rows.shuffle(seed=self.o.seed).select(range(min(len(rows), 512))) # enough for a start
         if len(set(few["label"])) > 1:
             fit_head(model, pooled_features(task, model, few), few["label"],
@@ -190,13 +215,16 @@ class TextClassificationRecipe(Recipe):
         return rows
 
     def finish(self, task, model, validation):
-        if len(validation) < 50: return
+        if len(validation) < 50:
+            return
         temperature = calibrate(task, model, validation)
         say(f"temperature {temperature:.2f}, from the validation rows: probabilities were too "
             f"{'high' if temperature > 1 else 'low'}")
 
-    def baselines(self, train, test): return _classifier_baselines(self, train, test)
-    def parts(self, report, predictions, test): return _linear_part(self, report, predictions, test)
+    def baselines(self, train, test):
+        return _classifier_baselines(self, train, test)
+    def parts(self, report, predictions, test):
+        return _linear_part(self, report, predictions, test)
 
 # %% ../../nbs/tasks/06h_recipes.ipynb #15f1b036
 def some(names, # any
@@ -259,8 +287,10 @@ class MultiLabelRecipe(Recipe):
                                 max_characters=o.max_characters, labels=labels)
         return combination_rows(rows, min_rows=1)
 
-    def names(self, rows): return rows.features["labels"].feature.names
-    def select(self, rows): return combination_rows(rows)
+    def names(self, rows):
+        return rows.features["labels"].feature.names
+    def select(self, rows):
+        return combination_rows(rows)
 
     def task(self, rows):
         o = self.o
@@ -288,18 +318,21 @@ class TokenClassificationRecipe(Recipe):
     def load(self, source, labels=None):
         rows = load_tagged(source, labels=labels)
         said = rows.info.description
-        with quiet(): rows = rows.add_column("text", [" ".join(t) for t in rows["tokens"]])
+        with quiet():
+            rows = rows.add_column("text", [" ".join(t) for t in rows["tokens"]])
         rows.info.description = said
         return rows
 
-    def names(self, rows): return rows.features["ner_tags"].feature.names
+    def names(self, rows):
+        return rows.features["ner_tags"].feature.names
 
     def task(self, rows):
         o = self.o
         return TokenClassification.from_rows(rows, checkpoint=o.checkpoint,
                                              max_length=o.max_length)
 
-    def baselines(self, train, test): return {"most frequent tag": remembered_tags(train, test)}
+    def baselines(self, train, test):
+        return {"most frequent tag": remembered_tags(train, test)}
 
 # %% ../../nbs/tasks/06h_recipes.ipynb #5f19031d
 def remembered_tags(train, # rows with `tokens` and `ner_tags` (ClassLabel)
@@ -308,7 +341,8 @@ def remembered_tags(train, # rows with `tokens` and `ner_tags` (ClassLabel)
     "Give each word the tag that it had most often; an `I-` without a beginning becomes `B-`."
     names, counts = train.features["ner_tags"].feature.names, {}
     for tokens, tags in zip(train["tokens"], train["ner_tags"]):
-        for token, tag in zip(tokens, tags): counts.setdefault(token, Counter())[names[tag]] += 1
+        for token, tag in zip(tokens, tags):
+            counts.setdefault(token, Counter())[names[tag]] += 1
     best = {token: count.most_common(1)[0][0] for token, count in counts.items()}
     return [to_iob2([best.get(token, "O") for token in tokens]) for tokens in test["tokens"]]
 

@@ -34,7 +34,8 @@ def save_run(folder:str|Path, # where to; must not exist unless `overwrite`
         for name, (part, its_model, its_report) in (parts or {}).items():
             (new/name).mkdir()
             _write_run(new/name, part, its_model, its_report)
-        for name, text in (files or {}).items(): (new/name).write_text(text, encoding="utf-8")
+        for name, text in (files or {}).items():
+            (new/name).write_text(text, encoding="utf-8")
         _write_run(new, task, model, report)
     return Path(folder)
 
@@ -107,21 +108,24 @@ def _setting_problem(saved, name, f):
     if name not in saved:
         needed = f.default is MISSING and f.default_factory is MISSING
         return f"{name} is missing" if needed else None
-    if not _fits(saved[name], f.type): return f"{name} is {saved[name]!r}"[:80]
+    if not _fits(saved[name], f.type):
+        return f"{name} is {saved[name]!r}"[:80]
 
 # %% ../../nbs/tasks/06d_saved_runs.ipynb #3b2e3e06
 def _saved_settings(file):
     "The class of the task and its settings, each looked at."
     saved = read_json(file)
     name = saved.get("task") if isinstance(saved, dict) else None
-    if isinstance(name, str) and name in _ELSEWHERE: import_module(_ELSEWHERE[name])
+    if isinstance(name, str) and name in _ELSEWHERE:
+        import_module(_ELSEWHERE[name])
     kind = _TASKS.get(name) if isinstance(name, str) else None
     if kind is None:
         raise CheckpointError(f"the task {name!r} is not known here", where=str(file),
                               remedy=f"known tasks: {', '.join(sorted(_TASKS))}")
     wanted = {f.name: f for f in fields(kind) if f.init and f.name != "checkpoint"}
     wrong = [what for name, f in wanted.items() if (what := _setting_problem(saved, name, f))]
-    if wrong: raise CheckpointError("; ".join(wrong), where=str(file), remedy=_RESTORE)
+    if wrong:
+        raise CheckpointError("; ".join(wrong), where=str(file), remedy=_RESTORE)
     return kind, {name: saved[name] for name in wanted if name in saved}
 
 _ELSEWHERE = { # where the tasks of this book are defined; they are imported when a run asks for them
@@ -137,9 +141,12 @@ def _fits(value, wanted):
     inside = get_args(wanted)
     if get_origin(wanted) is list:
         return isinstance(value, list) and all(_fits(v, inside[0]) for v in value)
-    if inside: return any(_fits(value, one) for one in inside)
-    if not isinstance(wanted, type): return True # an annotation that is no type says nothing
-    if isinstance(value, bool): return wanted is bool
+    if inside:
+        return any(_fits(value, one) for one in inside)
+    if not isinstance(wanted, type):
+        return True # an annotation that is no type says nothing
+    if isinstance(value, bool):
+        return wanted is bool
     return isinstance(value, (int, float) if wanted is float else wanted)
 
 # %% ../../nbs/tasks/06d_saved_runs.ipynb #abab63ee
@@ -164,7 +171,8 @@ def _make_again(kind, settings, folder):
         model = task.load_model(folder)
         _check_fit(task, model)
         return task, model
-    except CheckpointError: raise
+    except CheckpointError:
+        raise
     except Exception as e: # what a stranger's folder does to a library cannot be listed
         reason = str(e).strip().partition("\n")[0] or type(e).__name__
         raise CheckpointError(f"the run cannot be loaded: {reason}", where=str(folder),
@@ -173,9 +181,11 @@ def _make_again(kind, settings, folder):
 # %% ../../nbs/tasks/06d_saved_runs.ipynb #363da9a7
 def _check_fit(task, model):
     "The settings of a task must be ones that its model can have."
-    if hasattr(task, "max_length"): check_max_length(task.checkpoint, task.max_length)
+    if hasattr(task, "max_length"):
+        check_max_length(task.checkpoint, task.max_length)
     labels, config = getattr(task, "labels", None), getattr(model, "config", None)
     there = getattr(config, "num_labels", None)
-    if labels is None or there is None or len(labels) == there: return
+    if labels is None or there is None or len(labels) == there:
+        return
     raise CheckpointError(f"task.json names {len(labels)} labels, the model has {there}",
                           where=task.checkpoint, remedy=_RESTORE)

@@ -46,7 +46,8 @@ class ClassAnswers:
         matthews=True, log_loss=False, brier=False, ece=False)
 
     def __post_init__(self):
-        if len(self.labels) > 1 and len(set(self.labels)) == len(self.labels): return
+        if len(self.labels) > 1 and len(set(self.labels)) == len(self.labels):
+            return
         raise ConfigError("a classifier needs at least two different labels",
                           where=f"labels {self.labels}", remedy="check the label column")
 
@@ -55,7 +56,8 @@ class ClassAnswers:
         "Take the class names from the `label` column of `rows`."
         return cls(list(rows.features["label"].names), **settings)
 
-    def decode(self, outputs): return list(outputs.float().softmax(-1).cpu().numpy())
+    def decode(self, outputs):
+        return list(outputs.float().softmax(-1).cpu().numpy())
 
     def gather(self, predictions):
         return ClassPredictions(np.reshape(predictions, (-1, len(self.labels))), self.labels)
@@ -77,7 +79,8 @@ class TextClassification(ClassAnswers, Task):
     truncated:int = field(default=0, init=False, repr=False) # texts cut by the latest `encode`
 
     @cached_property
-    def tokenizer(self): return load_tokenizer(self.checkpoint, self.max_length)
+    def tokenizer(self):
+        return load_tokenizer(self.checkpoint, self.max_length)
 
     def encode(self, rows):
         e = encode_texts(rows["text"], self.tokenizer, self.max_length, self.long_texts)
@@ -86,8 +89,10 @@ class TextClassification(ClassAnswers, Task):
         labels = rows["label"] if "label" in rows.column_names else []
         for i, feature in enumerate(features):
             row = i if e.rows is None else e.rows[i]
-            if e.rows is not None: feature["row"] = row
-            if len(labels): feature["labels"] = labels[row]
+            if e.rows is not None:
+                feature["row"] = row
+            if len(labels):
+                feature["labels"] = labels[row]
         return features
 
     def collate(self, features):
@@ -159,7 +164,8 @@ def _set_layer(layer, classes, weight, bias, lowest):
     "Weights and biases of the classes that have rows; the others get no weight and the lowest bias."
     layer.weight.zero_()
     layer.weight[classes] = torch.tensor(weight, dtype=torch.float32)
-    if layer.bias is None: return
+    if layer.bias is None:
+        return
     layer.bias.fill_(lowest)
     layer.bias[classes] = torch.tensor(bias, dtype=torch.float32)
 
@@ -189,5 +195,6 @@ def calibrate(task:Task, # a classification task
     layer = output_layer(model)
     with torch.no_grad():
         layer.weight /= temperature
-        if layer.bias is not None: layer.bias /= temperature
+        if layer.bias is not None:
+            layer.bias /= temperature
     return temperature

@@ -39,7 +39,8 @@ def _check_tag_column(rows):
         raise DataError(what, where="ner_tags", remedy=remedy)
     empty = [(f"row {i}", "a tag is missing") for i, row in enumerate(rows["ner_tags"])
              if row is None or None in row or "" in row]
-    if empty: raise DataError.from_problems(empty, remedy=remedy)
+    if empty:
+        raise DataError.from_problems(empty, remedy=remedy)
 
 # %% ../../nbs/tasks/06b_token_classification.ipynb #cbdf7f7d
 def iob2_rows(rows, # with `ner_tags`: names, or ids of a ClassLabel, in any scheme
@@ -61,20 +62,27 @@ def _check_tags(tokens, tags, labels, limit=10):
     for i, (words, row) in enumerate(zip(tokens, tags)):
         strange = [t for t in row if t not in known]
         what = None
-        if len(words) != len(row): what = f"{len(words)} tokens and {len(row)} tags"
-        elif strange: what = f"there is no tag {strange[0]!r}"
-        elif iob and to_iob2(row) != row: what = "an entity begins with I-: this is IOB1 or broken"
-        if what: wrong.append((f"row {i}", what))
-    if not wrong: return
+        if len(words) != len(row):
+            what = f"{len(words)} tokens and {len(row)} tags"
+        elif strange:
+            what = f"there is no tag {strange[0]!r}"
+        elif iob and to_iob2(row) != row:
+            what = "an entity begins with I-: this is IOB1 or broken"
+        if what:
+            wrong.append((f"row {i}", what))
+    if not wrong:
+        return
     remedy = "give each token one of the task's tags"
-    if any("IOB1" in what for _, what in wrong): remedy += ", or translate: rows = iob2_rows(rows)"
+    if any("IOB1" in what for _, what in wrong):
+        remedy += ", or translate: rows = iob2_rows(rows)"
     raise DataError.from_problems(wrong, remedy=remedy, limit=limit)
 
 # %% ../../nbs/tasks/06b_token_classification.ipynb #9b7fe67a
 def _word_starts(word_ids, words):
     "Position of the first piece of each word; -2 for a word without one."
     first = {}
-    for i, word in enumerate(word_ids): first.setdefault(word, i)
+    for i, word in enumerate(word_ids):
+        first.setdefault(word, i)
     return [first.get(word, -2) for word in range(words)]
 
 # %% ../../nbs/tasks/06b_token_classification.ipynb #fc3435b9
@@ -100,7 +108,8 @@ class _TaggedRows:
         if odd and scheme == "plain" and "O" in self.labels:
             raise ConfigError(f"{odd[0]!r} is a tag of no scheme", where="labels",
                               remedy="write O, B-PER, I-PER and so on")
-        if scheme in ("IOB", "plain"): return
+        if scheme in ("IOB", "plain"):
+            return
         raise ConfigError(f"the tags are {scheme}, not IOB2", where=f"labels {self.labels[:8]}",
                           remedy="translate them first: rows = iob2_rows(rows)")
 
@@ -122,15 +131,18 @@ class _TaggedRows:
         wrong = [(f"input {i}", "this is neither a text nor a list of tokens")
                  for i, one in enumerate(tokens) if not _is_tokens(one)]
         remedy = "give a text or a list of tokens for each sentence"
-        if wrong: raise DataError.from_problems(wrong, remedy=remedy)
+        if wrong:
+            raise DataError.from_problems(wrong, remedy=remedy)
         return Dataset.from_dict({"tokens": tokens}, Features(tokens=List(Value("string"))))
 
-def _is_tokens(one): return isinstance(one, (list, tuple)) and all(isinstance(t, str) for t in one)
+def _is_tokens(one):
+    return isinstance(one, (list, tuple)) and all(isinstance(t, str) for t in one)
 
 # %% ../../nbs/tasks/06b_token_classification.ipynb #1d96ad49
 def _piece_counts(tokenizer, tokens):
     "How many pieces each word has."
-    with quiet(): encoded = tokenizer(tokens, is_split_into_words=True, truncation=False)
+    with quiet():
+        encoded = tokenizer(tokens, is_split_into_words=True, truncation=False)
     found = [Counter(e.word_ids) for e in encoded.encodings]
     return [[count[i] for i in range(len(words))] for count, words in zip(found, tokens)]
 
@@ -138,7 +150,8 @@ def _check_pieces(counts):
     "Refuse words that a model could not see while it learns."
     problems = [(f"row {i}", "a token is empty or has no piece")
                 for i, row in enumerate(counts) if 0 in row or not row]
-    if problems: raise DataError.from_problems(
+    if problems:
+        raise DataError.from_problems(
         problems, remedy="drop tokens of spaces and control characters, and empty sentences")
 
 # %% ../../nbs/tasks/06b_token_classification.ipynb #d18376b9
@@ -152,11 +165,14 @@ def _cut(task, tokens, counts):
 def _tagged_features(task, rows):
     "Of each part of each row: pieces, where words begin, and ids of the tags where there are any."
     tokens, labelled = list(rows["tokens"]), "ner_tags" in rows.column_names
-    if not tokens: return []
+    if not tokens:
+        return []
     tags = _tag_names(rows, task.labels) if labelled else []
-    if labelled: _check_tags(tokens, tags, task.labels)
+    if labelled:
+        _check_tags(tokens, tags, task.labels)
     counts = _piece_counts(task.tokenizer, tokens)
-    if labelled: _check_pieces(counts)
+    if labelled:
+        _check_pieces(counts)
     cut = _cut(task, tokens, counts)
     encoded = task.tokenizer([tokens[row][a:b] for row, a, b in cut], is_split_into_words=True,
                              truncation=True, max_length=task.max_length)
@@ -188,7 +204,8 @@ class _TaggedAnswers:
     def metrics(self, predictions, rows, baselines=None):
         return entity_report(_tag_names(rows, self.labels), predictions, baselines=baselines)
 
-    def join(self, answers): return [tag for part in answers for tag in part]
+    def join(self, answers):
+        return [tag for part in answers for tag in part]
 
     def present(self, texts, predictions):
         return [_entities(text, tags) if isinstance(text, str) else tags
@@ -206,11 +223,14 @@ class TokenClassification(_TaggedRows, _TaggedAnswers, Task):
     reads_tokens = True
 
     @cached_property
-    def tokenizer(self): return load_tokenizer(self.checkpoint, self.max_length)
+    def tokenizer(self):
+        return load_tokenizer(self.checkpoint, self.max_length)
 
-    def usage(self): return '"a text"'
+    def usage(self):
+        return '"a text"'
 
-    def encode(self, rows): return _tagged_features(self, rows)
+    def encode(self, rows):
+        return _tagged_features(self, rows)
     def collate(self, features):
         fill = {"input_ids": self.tokenizer.pad_token_id, "word_starts": -1, "labels": -100}
         return pad_batch([{k: v for k, v in f.items() if k != "row"} for f in features], fill)
