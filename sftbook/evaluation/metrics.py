@@ -9,6 +9,7 @@ __all__ = ['METRICS', 'MetricSpec', 'register_metric', 'load_metric', 'metric_di
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 
 import numpy as np
 
@@ -29,49 +30,76 @@ class MetricSpec:
 METRICS:dict[str, MetricSpec] = {}
 
 def register_metric(name:str, # for `load_metric`
-                    function:Callable, # (references, predictions, **settings) -> number, or a dictionary of several
-                    predictions:str="label", # "label", "probabilities", "tags", "text", "texts" or "ranking"
+                    function:Callable, # (references, predictions, **settings) -> number or numbers
+                    predictions:str="label", # "probabilities", "tags", "text", "texts", "ranking"
                     references:str="label", # the same for the references
                     description:str="", # one sentence
                     greater_is_better:bool=True, # False for losses and errors
                    ) -> None:
-    "Make a metric known to `load_metric`. Raises `ConfigError` when the name is taken by another function."
+    "Make a metric known to `load_metric`. Raises `ConfigError` when the name is taken."
     if name in METRICS and METRICS[name].function is not function:
-        raise ConfigError(f"there is already a metric {name!r}", where="register_metric", remedy="choose another name")
+        raise ConfigError(f"there is already a metric {name!r}", where="register_metric",
+                          remedy="choose another name")
     METRICS[name] = MetricSpec(function, predictions, references, description, greater_is_better)
 
 # %% ../../nbs/evaluation/05b_metrics.ipynb #2a805335
+def _kinds():
+    "What may stand in a row of predictions or references, in the words of datasets."
+    from datasets import Sequence, Value
+    text, label = Value("string"), Value("int64")
+    return dict(label=label, text=text, tags=Sequence(text), texts=Sequence(text),
+                ranking=Sequence(label), probabilities=Sequence(Value("float64")))
+
+# %% ../../nbs/evaluation/05b_metrics.ipynb #007eb5f1
+def _compute(name, references, predictions, settings):
+    "What the function of a metric gives, by name."
+    spec = METRICS[name]
+    if not len(references):
+        raise DataError("there is nothing to evaluate", where=name,
+                        remedy="give at least one row")
+    if spec.references == "label":
+        references = np.asarray(references)
+    value = spec.function(references, predictions, **settings)
+    return value if isinstance(value, dict) else {name: value}
+
 @lru_cache
 def _metric_class():
     "evaluate is imported on first use: it takes seconds."
     import datasets
     import evaluate
-    text, label = datasets.Value("string"), datasets.Value("int64")
-    kinds = dict(label=label, text=text, tags=datasets.Sequence(text), texts=datasets.Sequence(text), ranking=datasets.Sequence(label),
-                 probabilities=datasets.Sequence(datasets.Value("float64")))
 
     class SpecMetric(evaluate.Metric):
         def __init__(self, metric_name, **kwargs):
             self.metric_name, self.spec = metric_name, METRICS[metric_name]
-            super().__init__(config_name=metric_name, keep_in_memory=kwargs.get("num_process", 1) == 1, cache_dir=str(cache_dir()/"metrics"), **kwargs)
+            alone = kwargs.get("num_process", 1) == 1
+            super().__init__(config_name=metric_name, keep_in_memory=alone,
+                             cache_dir=str(cache_dir()/"metrics"), **kwargs)
+
         def _info(self):
-            features = datasets.Features(predictions=kinds[self.spec.predictions], references=kinds[self.spec.references])
-            return evaluate.MetricInfo(description=self.spec.description, citation="", inputs_description=self.spec.description, features=features)
+            spec, kinds = self.spec, _kinds()
+            features = datasets.Features(predictions=kinds[spec.predictions],
+                                         references=kinds[spec.references])
+            return evaluate.MetricInfo(description=spec.description, citation="",
+                                       inputs_description=spec.description, features=features)
+
         def _compute(self, predictions, references, **settings):
-            if not len(references):
-                raise DataError("there is nothing to evaluate", where=self.metric_name, remedy="give at least one row")
-            value = self.spec.function(np.asarray(references) if self.spec.references == "label" else references, predictions, **settings)
-            return value if isinstance(value, dict) else {self.metric_name: value}
+            return _compute(self.metric_name, references, predictions, settings)
+
     return SpecMetric
 
 # %% ../../nbs/evaluation/05b_metrics.ipynb #9b843a86
 def load_metric(name:str, # "accuracy", "f1_macro", ...: a key of `METRICS`
                 **kwargs, # of `evaluate.Metric`, such as num_process
                ): # an `evaluate.Metric`
-    "A metric with the interface of evaluate, without network. Raises `ConfigError` for unknown names."
+    "A metric with the interface of evaluate, without network. Raises `ConfigError`."
+    if name not in METRICS and name in _ELSEWHERE:
+        import_module(_ELSEWHERE[name])
     if name not in METRICS:
-        raise ConfigError(f"there is no metric {name!r}", where="load_metric", remedy=f"known metrics: {', '.join(sorted(METRICS))}")
+        raise ConfigError(f"there is no metric {name!r}", where="load_metric",
+                          remedy=f"known metrics: {', '.join(sorted({*METRICS, *_ELSEWHERE}))}")
     return _metric_class()(name, **kwargs)
+
+_ELSEWHERE = {"entity_f1": "sftbook.evaluation.entities"} # metrics that their own chapter registers
 
 # %% ../../nbs/evaluation/05b_metrics.ipynb #7bf6250a
 def _sklearn_metric(function, **settings):
@@ -84,11 +112,15 @@ def _sklearn_metric(function, **settings):
 def _of_rows(score):
     return lambda references, predictions: float(row_scores(references, predictions)[score].mean())
 
-register_metric("accuracy", _sklearn_metric("accuracy_score"), description="Share of rows that are right.")
-register_metric("matthews", _sklearn_metric("matthews_corrcoef"), description="Correlation of predictions and references, in [-1, 1].")
-for _name, _function in (("precision", "precision_score"), ("recall", "recall_score"), ("f1", "f1_score")):
+register_metric("accuracy", _sklearn_metric("accuracy_score"),
+                description="Share of rows that are right.")
+register_metric("matthews", _sklearn_metric("matthews_corrcoef"),
+                description="Correlation of predictions and references, in [-1, 1].")
+for _name in ("precision", "recall", "f1"):
     for _average in ("macro", "micro", "weighted"):
-        register_metric(f"{_name}_{_average}", _sklearn_metric(_function, average=_average, zero_division=0.), description=f"{_name}, {_average} average.")
+        _metric = _sklearn_metric(f"{_name}_score", average=_average, zero_division=0.)
+        register_metric(f"{_name}_{_average}", _metric,
+                        description=f"{_name}, {_average} average.")
 register_metric("log_loss", _of_rows("log_loss"), "probabilities", greater_is_better=False,
                 description="Mean of -log of the probability of the true class.")
 register_metric("brier", _of_rows("brier"), "probabilities", greater_is_better=False,

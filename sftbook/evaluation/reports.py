@@ -9,6 +9,9 @@ __all__ = ['Report']
 import textwrap
 import unicodedata
 from dataclasses import asdict, dataclass, field
+from functools import partial
+
+import numpy as np
 
 from ..core import CheckpointError, counted
 from .uncertainty import Interval, PairedTest
@@ -27,37 +30,77 @@ def _shorten(text, width):
     return text + "…"
 
 # %% ../../nbs/evaluation/05c_reports.ipynb #ca537ae6
+def _column_widths(rows, width):
+    "Columns of a terminal for each column of the table; the first gives way to the others."
+    widths = [max(map(_width, column)) for column in zip(*rows)]
+    left = width - sum(w + 2 for w in widths[1:])
+    return [max(6, min(widths[0], 24, left)), *widths[1:]]
+
+def _text_line(cells, widths):
+    "The first cell to the left, numbers to the right."
+    first, *others = (c + " "*(w - _width(c)) if i == 0 else " "*(w - _width(c)) + c
+                      for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+    return "  ".join([first, *others])
+
 def _text_table(header, rows, width=80):
     "Aligned columns; the first is cut where the table would be too wide."
-    rows = [[str(c) for c in row] for row in (header, *rows)]
-    widths = [max(_width(row[i]) for row in rows) for i in range(len(header))]
-    first = max(6, min(widths[0], 24, width - sum(w + 2 for w in widths[1:])))
-    rows, widths = [[_shorten(row[0], first), *row[1:]] for row in rows], [first, *widths[1:]]
-    line = lambda row: "  ".join((c + " "*(w - _width(c))) if i == 0 else " "*(w - _width(c)) + c for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-    return "\n".join([line(rows[0]), "  ".join("-"*w for w in widths), *map(line, rows[1:])])
+    rows = [list(map(str, row)) for row in (header, *rows)]
+    widths = _column_widths(rows, width)
+    for row in rows:
+        row[0] = _shorten(row[0], widths[0])
+    lines = [_text_line(row, widths) for row in rows]
+    return "\n".join([lines[0], "  ".join("-"*w for w in widths), *lines[1:]])
+
+# %% ../../nbs/evaluation/05c_reports.ipynb #c408edbf
+def _markdown_cell(value):
+    text = str(value).replace("\\", "\\\\").replace("|", "\\|")
+    return text.replace("\n", " ").replace("<", "&lt;")
+
+def _markdown_line(cells):
+    return "| " + " | ".join(map(_markdown_cell, cells)) + " |"
 
 def _markdown_table(header, rows):
-    cell = lambda c: str(c).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-    line = lambda row: "| " + " | ".join(cell(c) for c in row) + " |"
-    return "\n".join([line(header), "|---" + "|---:"*(len(header) - 1) + "|", *map(line, rows)])
+    ruler = "|---" + "|---:"*(len(header) - 1) + "|"
+    return "\n".join([_markdown_line(header), ruler, *map(_markdown_line, rows)])
 
 # %% ../../nbs/evaluation/05c_reports.ipynb #a9b157cf
-def _fields(values):
+def _interval(saved):
+    return None if saved is None else Interval(**saved)
+
+def _intervals(saved):
+    return {name: _interval(value) for name, value in saved.items()}
+
+def _class_row(saved):
+    "The scores of a class, with intervals made again."
+    return saved | {k: _interval(saved[k]) for k in ("precision", "recall", "f1") if k in saved}
+
+def _fields(saved):
     "What JSON holds, with intervals and tests made again."
-    interval = lambda v: None if v is None else Interval(**v)
-    intervals = lambda d: {k: interval(v) for k, v in d.items()}
-    classes = [{k: interval(v) if k in ("precision", "recall", "f1") else v for k, v in c.items()} for c in values.get("per_class", [])]
-    comparisons = {k: PairedTest(**{**v, "difference": interval(v["difference"])}) for k, v in values.get("comparisons", {}).items()}
-    baselines = {k: intervals(v) for k, v in values.get("baselines", {}).items()}
-    return {**values, "metrics": intervals(values["metrics"]), "per_class": classes, "baselines": baselines, "comparisons": comparisons}
+    comparisons = {name: PairedTest(**{**test, "difference": _interval(test["difference"])})
+                   for name, test in saved.get("comparisons", {}).items()}
+    baselines = {name: _intervals(found) for name, found in saved.get("baselines", {}).items()}
+    return saved | dict(metrics=_intervals(saved["metrics"]), baselines=baselines,
+                        per_class=list(map(_class_row, saved.get("per_class", []))),
+                        comparisons=comparisons)
 
 # %% ../../nbs/evaluation/05c_reports.ipynb #48160ae2
 def _confusion_section(report, limit=8):
+    "The matrix of a few classes, or the most frequent confusions of many."
     names, k = report.label_names, len(report.label_names)
-    if k <= limit:
-        return "Confusion matrix: rows are true, columns predicted", ["", *[_shorten(n, max(5, 54//k - 2)) for n in names]], [[n, *row] for n, row in zip(names, report.confusion, strict=True)]
-    pairs = sorted(((n, i, j) for i, row in enumerate(report.confusion) for j, n in enumerate(row) if n and i != j), key=lambda p: (-p[0], *p[1:]))[:10]
-    return "Most frequent confusions", ["true", "predicted", "rows"], [[names[i], _shorten(names[j], 24), n] for n, i, j in pairs]
+    if k > limit:
+        return _confused_pairs(names, report.confusion)
+    width = max(5, 54//k - 2)
+    header = ["", *(_shorten(name, width) for name in names)]
+    rows = [[name, *row] for name, row in zip(names, report.confusion, strict=True)]
+    return "Confusion matrix: rows are true, columns predicted", header, rows
+
+def _confused_pairs(names, confusion, shown=10):
+    table = np.array(confusion)
+    np.fill_diagonal(table, 0)
+    order = np.argsort(-table, axis=None, kind="stable")[:shown]
+    pairs = [divmod(int(cell), len(names)) for cell in order if table.flat[cell]]
+    rows = [[names[i], _shorten(names[j], 24), int(table[i, j])] for i, j in pairs]
+    return "Most frequent confusions", ["true", "predicted", "rows"], rows
 
 # %% ../../nbs/evaluation/05c_reports.ipynb #5a1c7e27
 def _classes_section(report, limit=20):
@@ -78,52 +121,86 @@ def _percent(interval):
     return "–" if interval is None else f"{100*interval.value:.1f} %"
 
 # %% ../../nbs/evaluation/05c_reports.ipynb #c1718b8b
+def _baselines_section(report):
+    "One line a baseline: its main metric, and how far this model is ahead."
+    for main in ("accuracy", "f1_micro", "f1", *report.metrics):
+        if all(main in found for found in report.baselines.values()):
+            break
+    rows = []
+    for name, found in report.baselines.items():
+        test = report.comparisons.get(name)
+        ahead = [test.difference, _p_value(test.p_value)] if test else ["–", "–"]
+        rows.append([name, found[main], *ahead])
+    return "Baselines on the same rows", ["baseline", main, "this model minus it", "p"], rows
+
+def _p_value(p):
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+# %% ../../nbs/evaluation/05c_reports.ipynb #6c4ff5a7
+def _extra_section(extra):
+    "Settings and cost; a dictionary inside is written out, what is empty is left out."
+    flat = {}
+    for name, part in extra.items():
+        flat |= part if isinstance(part, dict) else {name: part}
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in flat.items()}
+    rows = [[k, v] for k, v in shown.items() if v not in (None, [], "")]
+    return "Settings and cost", ["what", "value"], rows
+
+# %% ../../nbs/evaluation/05c_reports.ipynb #16d0f0a1
 def _sections(report):
     "The tables of a report: title, header, rows."
-    yield "", ["metric", "value"], [
-        [k, "–" if getattr(v, "n", 1) == 0 else v] for k, v in report.metrics.items()]
+    values = [[k, "–" if getattr(v, "n", 1) == 0 else v] for k, v in report.metrics.items()]
+    tables = [("", ["metric", "value"], values)]
     if report.baselines:
-        names = [m for m in ("accuracy", "f1_micro", "f1", *report.metrics) if all(m in b for b in report.baselines.values())][:1]
-        vs = lambda name: [c.difference, "< 0.001" if c.p_value < 0.001 else f"{c.p_value:.3f}"] if (c := report.comparisons.get(name)) else ["–", "–"]
-        yield "Baselines on the same rows", ["baseline", *names, "this model minus it", "p"], [[k, *[b[m] for m in names], *vs(k)] for k, b in report.baselines.items()]
+        tables.append(_baselines_section(report))
     if report.per_class:
-        yield _classes_section(report)
+        tables.append(_classes_section(report))
     if report.confusion:
-        yield _confusion_section(report)
-    flat = [(k, v) for name, part in report.extra.items() for k, v in (part.items() if isinstance(part, dict) else [(name, part)])]
-    flat = [(k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in flat if v not in (None, [], "")]
-    if flat:
-        yield "Settings and cost", ["what", "value"], flat
+        tables.append(_confusion_section(report))
+    return [*tables, *(t for t in [_extra_section(report.extra)] if t[2])]
 
 # %% ../../nbs/evaluation/05c_reports.ipynb #297a4c36
 def _heading(report):
     confidence = next((i.confidence for i in report.metrics.values()), 0.95)
-    classes = f", {k} class{'es'*(k > 1)}" if (k := len(report.label_names)) else ""
-    return f"{report.task}: {counted(report.rows, 'row')}{classes}, {100*confidence:g} % intervals in brackets"
+    k = len(report.label_names)
+    classes = f", {k} class{'es'*(k > 1)}" if k else ""
+    return (f"{report.task}: {counted(report.rows, 'row')}{classes}, "
+            f"{100*confidence:g} % intervals in brackets")
+
+def _shortened(rows, width):
+    "The same rows with every cell cut to `width` columns."
+    short = partial(_shorten, width=width)
+    return [list(map(short, row)) for row in rows]
 
 def _as_text(report):
-    tables = [(f"{title}\n" if title else "") + _text_table(header, [[_shorten(c, 44) for c in row] for row in rows]) for title, header, rows in _sections(report)]
-    return "\n\n".join([*textwrap.wrap(_heading(report), 80), *tables])
+    parts = textwrap.wrap(_heading(report), 80)
+    for title, header, rows in _sections(report):
+        table = _text_table(header, _shortened(rows, 44))
+        parts.append(f"{title}\n{table}" if title else table)
+    return "\n\n".join(parts)
 
 def _as_markdown(report):
-    tables = []
+    parts = [f"*{_heading(report)}*"]
     for title, header, rows in _sections(report):
-        table = _markdown_table(header, [[_shorten(c, 36) for c in row] for row in rows])
-        tables.append(f"**{title}**\n\n{table}" if title else table)
-    return "\n\n".join([f"*{_heading(report)}*", *tables])
+        table = _markdown_table(header, _shortened(rows, 36))
+        parts.append(f"**{title}**\n\n{table}" if title else table)
+    return "\n\n".join(parts)
 
 # %% ../../nbs/evaluation/05c_reports.ipynb #31b2b40d
 @dataclass
 class Report:
-    "What was measured, on how many rows, and how sure it is. Tasks without classes leave `per_class`, `confusion` and `label_names` empty."
+    """What was measured, on how many rows, and how sure it is. Tasks without classes leave
+    `per_class`, `confusion` and `label_names` empty."""
     task:str # what was asked of the model, such as "text-classification"
     rows:int # that were evaluated
     metrics:dict[str, Interval] # by name
-    per_class:list[dict] = field(default_factory=list) # label, support, predicted, and precision, recall, f1: each an `Interval`, None where it is 0/0
-    confusion:list[list[int]] = field(default_factory=list) # rows are true classes, columns predicted ones
+    # of each class: label, support, predicted; precision, recall and f1 as intervals, None for 0/0
+    per_class:list[dict] = field(default_factory=list)
+    confusion:list[list[int]] = field(default_factory=list) # true classes down, predicted across
     label_names:list[str] = field(default_factory=list) # names of the classes
-    baselines:dict[str, dict[str, Interval]] = field(default_factory=dict) # other systems on the same rows: metrics by name
-    comparisons:dict[str, PairedTest] = field(default_factory=dict) # this model against each of them
+    # other systems on the same rows: their metrics by name, and this model against each of them
+    baselines:dict[str, dict[str, Interval]] = field(default_factory=dict)
+    comparisons:dict[str, PairedTest] = field(default_factory=dict)
     extra:dict = field(default_factory=dict) # settings, cost, data: what JSON can hold
 
     def __str__(self):
@@ -141,4 +218,6 @@ class Report:
         try:
             return cls(**_fields(values))
         except (KeyError, TypeError, AttributeError) as e:
-            raise CheckpointError(f"this is no report: {e}", where="report", remedy="evaluate again and write the report with to_dict") from e
+            raise CheckpointError(
+                f"this is no report: {e}", where="report",
+                remedy="evaluate again and write the report with to_dict") from e

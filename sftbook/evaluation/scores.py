@@ -18,21 +18,26 @@ from .uncertainty import _ids, _resample_sums, _units
 def _check_labels(references, predictions, n_classes):
     references, predictions = _ids(references, "references"), _ids(predictions, "predictions")
     if len(references) != len(predictions):
-        raise DataError(f"{len(references):,} references and {len(predictions):,} predictions", where="evaluation", remedy="give one prediction a row, in the order of the rows")
+        found = f"{len(references):,} references and {len(predictions):,} predictions"
+        raise DataError(found, where="evaluation",
+                        remedy="give one prediction a row, in the order of the rows")
     for what, ids in (("references", references), ("predictions", predictions)):
         bad = np.flatnonzero((ids < 0) | (ids >= n_classes))
         if len(bad):
-            raise DataError(f"class id {ids[bad[0]]} is not in 0..{n_classes - 1}", where=f"{what}, row {bad[0] + 1}", remedy="leave out rows without a label, and give the name of every class")
+            raise DataError(f"class id {ids[bad[0]]} is not in 0..{n_classes - 1}",
+                            where=f"{what}, row {bad[0] + 1}",
+                            remedy="leave out rows without a label, and name every class")
     return references, predictions
 
 # %% ../../nbs/evaluation/05a_scores.ipynb #da4a5af0
 def confusion_matrix(references, # (rows,) true class ids
                      predictions, # (rows,) predicted class ids
                      n_classes:int, # ids are in [0, n_classes)
-                    ) -> np.ndarray: # (n_classes, n_classes) counts; rows are true classes, columns predicted ones
+                    ) -> np.ndarray: # (n_classes, n_classes) counts: true down, predicted across
     "Count how often each class was called which."
     references, predictions = _check_labels(references, predictions, n_classes)
-    return np.bincount(references*n_classes + predictions, minlength=n_classes**2).reshape(n_classes, n_classes)
+    cells = np.bincount(references*n_classes + predictions, minlength=n_classes**2)
+    return cells.reshape(n_classes, n_classes)
 
 # %% ../../nbs/evaluation/05a_scores.ipynb #488d2b5a
 def _ratio(top, bottom, empty=0.):
@@ -44,39 +49,54 @@ def count_metrics(right:np.ndarray, # (..., classes) rows of each class that wer
                   support:np.ndarray, # (..., classes) rows of each class
                   predicted:np.ndarray, # (..., classes) rows that were called each class
                  ) -> dict[str, np.ndarray]: # name -> (...) values in [0, 1]; matthews in [-1, 1]
-    "Accuracy, averaged precision, recall and F1, and Matthews correlation from counts; 0/0 is 0; matthews is nan where the references hold one class only."
-    n, trace, present = support.sum(-1), right.sum(-1), (support + predicted) > 0
-    scores = dict(precision=_ratio(right, predicted), recall=_ratio(right, support), f1=_ratio(2*right, support + predicted))
-    values = {"accuracy": trace/n}
+    """Accuracy, averaged precision, recall and F1, and Matthews correlation from counts. 0/0 is 0;
+    matthews is nan where the references hold one class only."""
+    n, present = support.sum(-1), (support + predicted) > 0
+    scores = dict(precision=_ratio(right, predicted), recall=_ratio(right, support),
+                  f1=_ratio(2*right, support + predicted))
+    values = {"accuracy": right.sum(-1)/n}
     for name, score in scores.items():
         values[f"{name}_macro"] = (score*present).sum(-1)/present.sum(-1)
         values[f"{name}_weighted"] = (score*support).sum(-1)/n
-    spread = np.sqrt((n**2 - (support**2).sum(-1))*1. * (n**2 - (predicted**2).sum(-1)))
-    correlation = _ratio(trace*n - (support*predicted).sum(-1), spread)
-    return values | {"matthews": np.where((support > 0).sum(-1) > 1, correlation, np.nan)}
+    return values | {"matthews": _matthews(right, support, predicted)}
+
+def _matthews(right, support, predicted):
+    n = support.sum(-1)
+    above_chance = n*right.sum(-1) - (support*predicted).sum(-1)
+    of_truth, of_predictions = n**2 - (support**2).sum(-1), n**2 - (predicted**2).sum(-1)
+    correlation = _ratio(above_chance, np.sqrt(1.*of_truth*of_predictions))
+    return np.where((support > 0).sum(-1) > 1, correlation, np.nan)
 
 # %% ../../nbs/evaluation/05a_scores.ipynb #4baab6a3
 def _probabilities(values):
     array = np.asarray(values, dtype=float)
     if array.ndim != 2 or not len(array):
-        raise DataError(f"expected (rows, classes), found shape {array.shape}", where="probabilities", remedy="give one probability a row and class")
-    for bad, what in ((~np.isfinite(array), "a probability is not a finite number"), (array < 0, "a probability is negative"),
-                      (abs(array.sum(-1, keepdims=True) - 1) > 1e-2, "the probabilities of a row do not add up to 1")):
-        rows = np.flatnonzero(bad.any(-1))
-        if len(rows):
-            raise DataError(what, where=f"probabilities, row {rows[0] + 1}", remedy="apply softmax to logits; if logits are not finite, look at the training")
-    return array/array.sum(-1, keepdims=True)
+        raise DataError(f"expected (rows, classes), found shape {array.shape}",
+                        where="probabilities", remedy="give one probability a row and class")
+    _refuse_rows(~np.isfinite(array), "a probability is not a finite number")
+    _refuse_rows(array < 0, "a probability is negative")
+    sums = array.sum(-1, keepdims=True)
+    _refuse_rows(abs(sums - 1) > 1e-2, "the probabilities of a row do not add up to 1")
+    return array/sums
+
+def _refuse_rows(bad, what):
+    rows = np.flatnonzero(bad.any(-1))
+    if len(rows):
+        raise DataError(what, where=f"probabilities, row {rows[0] + 1}",
+                        remedy="apply softmax to logits; if these are not finite, see the training")
 
 # %% ../../nbs/evaluation/05a_scores.ipynb #0c765a84
 def row_scores(references, # (rows,) true class ids
                probabilities, # (rows, classes), each row adds up to 1
               ) -> dict[str, np.ndarray]: # log_loss, brier, confidence, each (rows,)
-    "What each row adds to log loss and Brier score, and the probability of its most probable class. Raises `DataError`."
+    """What each row adds to log loss and Brier score, and the probability of its most probable
+    class. Raises `DataError`."""
     probabilities = _probabilities(probabilities)
     references, _ = _check_labels(references, probabilities.argmax(-1), probabilities.shape[1])
     p = probabilities[np.arange(len(references)), references]
+    log_loss = -np.log(np.maximum(p, np.finfo(float).eps))
     brier = (probabilities**2).sum(-1) - 2*p + 1
-    return dict(log_loss=-np.log(np.maximum(p, np.finfo(float).eps)), brier=brier, confidence=probabilities.max(-1))
+    return dict(log_loss=log_loss, brier=brier, confidence=probabilities.max(-1))
 
 # %% ../../nbs/evaluation/05a_scores.ipynb #1ec9f6d6
 def calibration_bins(references, # (rows,) true class ids
@@ -85,9 +105,14 @@ def calibration_bins(references, # (rows,) true class ids
                     ) -> list[dict]: # of each bin with rows: low, high, count, confidence, accuracy
     "Sort rows by confidence and compare with how often they were right."
     confidence = row_scores(references, probabilities)["confidence"]
-    right, bins = np.asarray(probabilities).argmax(-1) == _ids(references, "references"), _bin(confidence, n_bins)
-    return [dict(low=b/n_bins, high=(b + 1)/n_bins, count=int((bins == b).sum()), confidence=float(confidence[bins == b].mean()),
-                 accuracy=float(right[bins == b].mean())) for b in np.unique(bins)]
+    right = np.asarray(probabilities).argmax(-1) == _ids(references, "references")
+    bins, found = _bin(confidence, n_bins), []
+    for b in np.unique(bins):
+        inside = bins == b
+        found.append(dict(low=b/n_bins, high=(b + 1)/n_bins, count=int(inside.sum()),
+                          confidence=float(confidence[inside].mean()),
+                          accuracy=float(right[inside].mean())))
+    return found
 
 def _bin(confidence, n_bins):
     return np.clip(np.ceil(confidence*n_bins).astype(int) - 1, 0, n_bins - 1)
@@ -97,9 +122,11 @@ def expected_calibration_error(references, # (rows,) true class ids
                                probabilities, # (rows, classes)
                                n_bins:int=10, # of equal width
                               ) -> float: # in [0, 1]; 0 is calibrated
-    "Mean gap between confidence and accuracy (Guo et al. 2017); biased upwards when bins hold few rows."
+    """Mean gap between confidence and accuracy (Guo et al. 2017); biased upwards when bins hold
+    few rows."""
     bins = calibration_bins(references, probabilities, n_bins)
-    return sum(b["count"]*abs(b["accuracy"] - b["confidence"]) for b in bins)/sum(b["count"] for b in bins)
+    gaps = sum(b["count"]*abs(b["accuracy"] - b["confidence"]) for b in bins)
+    return gaps/sum(b["count"] for b in bins)
 
 # %% ../../nbs/evaluation/05a_scores.ipynb #9ab58df7
 def fit_temperature(logits, # (rows, classes) of validation rows
@@ -113,12 +140,13 @@ def fit_temperature(logits, # (rows, classes) of validation rows
         raise DataError("expected finite logits of shape (rows, classes)", where="fit_temperature",
                         remedy="give what the model returned, before softmax")
     labels, _ = _check_labels(labels, logits.argmax(-1), logits.shape[1])
-    rows, doubt = np.arange(len(labels)), 1/(len(labels) + 2) # as if one more row were wrong
+    doubt = 1/(len(labels) + 2) # as if one more row were wrong
+    wanted = np.full(logits.shape, doubt/max(1, logits.shape[1] - 1))
+    wanted[np.arange(len(labels)), labels] = 1 - doubt
+
     def loss(log_t):
-        logs = log_softmax(logits/math.exp(log_t), -1)
-        true = logs[rows, labels]
-        others = (logs.sum(-1) - true)/max(1, logits.shape[1] - 1)
-        return -((1 - doubt)*true + doubt*others).mean()
+        return -(wanted*log_softmax(logits/math.exp(log_t), -1)).sum(-1).mean()
+
     limit = math.log(100)
     return math.exp(minimize_scalar(loss, bounds=(-limit, limit), method="bounded").x)
 
@@ -129,13 +157,14 @@ def resample_counts(references:np.ndarray, # (rows,) true class ids
                     resamples:int=2000, # how often rows are drawn
                     seed:int=0, # of the drawing
                     clusters=None, # (rows,) group of each row: whole groups are drawn
-                   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # right, support, predicted: each (resamples, n_classes)
+                   ) -> tuple[np.ndarray, ...]: # right, support, predicted: (resamples, classes)
     "Bootstrap the confusion matrix: counts of each class in each resample."
-    rng = np.random.default_rng(seed)
-    cells, cell, counts = np.unique(references*n_classes + predictions, return_inverse=True, return_counts=True)
+    rng, of_row = np.random.default_rng(seed), references*n_classes + predictions
+    cells, cell, counts = np.unique(of_row, return_inverse=True, return_counts=True)
     if clusters is None:
         draws = rng.multinomial(len(cell), counts/len(cell), size=resamples)
     else:
-        draws = _resample_sums(np.eye(len(cells))[cell], _units(len(cell), clusters, []), resamples, rng)
+        units = _units(len(cell), clusters, [])
+        draws = _resample_sums(np.eye(len(cells))[cell], units, resamples, rng)
     true, called = np.eye(n_classes)[cells//n_classes], np.eye(n_classes)[cells % n_classes]
     return draws @ (true*called), draws @ true, draws @ called
