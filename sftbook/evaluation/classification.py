@@ -19,12 +19,13 @@ from .reports import Report
 
 # %% ../../nbs/evaluation/05d_classification.ipynb #af9af77e
 class ClassificationMeter:
-    "Collects predictions batch by batch and makes a `Report`; keeps five numbers a row and no score."
+    "Collects predictions batch by batch; keeps five numbers a row and no score."
     def __init__(self,
                  label_names:list[str], # names of the classes, in the order of their ids
                 ):
         if len(set(label_names)) < len(label_names):
-            raise ConfigError("two classes have the same name", where=f"label_names {list(label_names)}", remedy="give each its own")
+            raise ConfigError("two classes have the same name", remedy="give each its own",
+                              where=f"label_names {list(label_names)}")
         self.label_names, self._batches = [str(n) for n in label_names], []
 
     def add_batch(self, *,
@@ -39,18 +40,29 @@ class ClassificationMeter:
         references, predictions = _check_labels(references, predictions, k)
         batch = dict(references=references, predictions=predictions)
         if probabilities is not None:
-            if np.shape(probabilities)[-1] != k:
-                raise DataError(f"probabilities of {np.shape(probabilities)[-1]} classes, names of {k}", where="probabilities", remedy="give a column a class")
+            _check_width(np.shape(probabilities)[-1], k)
             batch |= row_scores(references, probabilities)
         if self._batches and batch.keys() != self._batches[0].keys():
-            raise DataError("some batches have probabilities and some have none", where="add_batch", remedy="give them always or never")
+            raise DataError("some batches have probabilities and some have none",
+                            where="add_batch", remedy="give them always or never")
         self._batches.append(batch)
 
     def columns(self) -> dict[str, np.ndarray]: # name -> (rows,)
         "What was kept of all rows. Raises `DataError` when there are none."
         if not self._batches:
-            raise DataError("there is nothing to evaluate", where="ClassificationMeter", remedy="add a batch first")
-        return {k: np.concatenate([b[k] for b in self._batches]) for k in self._batches[0]}
+            raise DataError("there is nothing to evaluate", where="ClassificationMeter",
+                            remedy="add a batch first")
+        found = {name: [] for name in self._batches[0]}
+        for batch in self._batches:
+            for name, column in batch.items():
+                found[name].append(column)
+        return {name: np.concatenate(pieces) for name, pieces in found.items()}
+
+# %% ../../nbs/evaluation/05d_classification.ipynb #c77cec44
+def _check_width(found, classes):
+    if found != classes:
+        raise DataError(f"probabilities of {found} classes, names of {classes}",
+                        where="probabilities", remedy="give a column a class")
 
 # %% ../../nbs/evaluation/05d_classification.ipynb #88be98fb
 _SHOWN = ("accuracy", "f1_macro", "precision_macro", "recall_macro", "f1_weighted", "matthews")
@@ -88,6 +100,7 @@ def _class_scores(is_class, called, units, confidence):
 def _group_sums(units, *columns):
     return [np.bincount(units, column) for column in columns]
 
+# %% ../../nbs/evaluation/05d_classification.ipynb #314530b2
 def _dice(share):
     "F1 from the share of what is there or was predicted that is both."
     ends = (2*x/(1 + x) for x in (share.value, share.low, share.high))
@@ -101,11 +114,16 @@ def _slopes(counts, step=1e-3):
         moved = np.zeros((len(block), k))
         moved[np.arange(len(block)), block] = step
         parts.append([_slope(counts, which, moved, step) for which in range(3)])
-    return {m: np.concatenate([_stack(part, m) for part in parts], 1) for m in _SHOWN}
+    return {name: _join(parts, name) for name in _SHOWN}
 
-def _stack(slopes, name):
-    return np.stack([s[name] for s in slopes])
+def _join(parts, name):
+    "What was computed block by block, put together: (3, classes)."
+    blocks = []
+    for part in parts:
+        blocks.append(np.stack([slopes[name] for slopes in part]))
+    return np.concatenate(blocks, 1)
 
+# %% ../../nbs/evaluation/05d_classification.ipynb #c3a5ccff
 def _slope(counts, which, moved, step):
     up = [c + moved*(i == which) for i, c in enumerate(counts)]
     down = [c - moved*(i == which) for i, c in enumerate(counts)]
@@ -118,6 +136,7 @@ def _lend(counts, n):
     wrong = (n - counts[0].sum() + 1)/(n + 2)
     return counts + 0.25*np.array([[1 - wrong], [1], [1]]), wrong
 
+# %% ../../nbs/evaluation/05d_classification.ipynb #b37dce7f
 def _variances(y, p, counts, units):
     "Variance of each metric, and how far two unseen errors move it; `counts` are those of `_lend`."
     (counts, wrong), n, groups = counts, len(y), units.max() + 1
@@ -142,6 +161,7 @@ def _average_interval(value, smooth, variance, n, confidence, name):
     unit = "" if name == "matthews" else "%"
     return Interval(value, min(value, ends[0]), max(value, ends[1]), n, confidence, unit)
 
+# %% ../../nbs/evaluation/05d_classification.ipynb #b2f2fe28
 def _count_intervals(y, p, k, confidence, clusters):
     "Intervals of all metrics of counts, and the confusion matrix."
     table, units, n = confusion_matrix(y, p, k), _units(len(y), clusters, [len(y)]), len(y)
@@ -182,6 +202,7 @@ def _calibrated_errors(confidences, bins, units, resamples, rng):
         parts.append(abs(((chance < confidences) - confidences) @ bins).sum(-1)/n)
     return np.concatenate(parts)
 
+# %% ../../nbs/evaluation/05d_classification.ipynb #65b282ce
 def _ece_interval(columns, units, confidence, resamples, seed, n_bins=10):
     "Interval of ECE; it begins at 0 where a calibrated model could look like this."
     sure, rng, n = columns["confidence"], np.random.default_rng(seed), len(units)
@@ -226,6 +247,7 @@ def meter_report(meter:ClassificationMeter, # with all batches added
         report.baselines[name] = _count_intervals(*_check_labels(y, other, k), k, **how)[0]
     return report
 
+# %% ../../nbs/evaluation/05d_classification.ipynb #83f2084a
 def _score_intervals(columns, units, confidence, resamples, seed):
     "Log loss, Brier score and ECE."
     most = dict(log_loss=-math.log(np.finfo(float).eps), brier=2)
@@ -236,10 +258,10 @@ def _score_intervals(columns, units, confidence, resamples, seed):
 def classification_report(references, # (rows,) true class ids
                           predictions, # (rows,) predicted class ids
                           probabilities=None, # (rows, classes); adds log loss, Brier score and ECE
-                          label_names:list[str]|None=None, # names of the classes; their ids when None
+                          label_names:list[str]|None=None, # of the classes; their ids when None
                           *,
                           task:str="text-classification", # name at the head of the report
-                          baselines:dict|None=None, # name -> (rows,) predictions of another system for the same rows
+                          baselines:dict|None=None, # name -> (rows,) predictions of another system
                           clusters=None, # (rows,) group of each row, where rows are not independent
                           confidence:float=0.95, # of the intervals
                           resamples:int=2000, # of ECE and of comparisons
@@ -248,7 +270,14 @@ def classification_report(references, # (rows,) true class ids
                          ) -> Report: # with intervals everywhere
     "Judge predictions against labels. Raises `DataError` for empty, unequal or impossible input."
     if label_names is None:
-        label_names = range(max([2, *(int(_ids(v, "ids").max()) + 1 for v in (references, predictions))] + ([] if probabilities is None else [np.shape(probabilities)[-1]])))
+        label_names = range(_count_classes(references, predictions, probabilities))
     meter = ClassificationMeter(list(label_names))
     meter.add_batch(references=references, predictions=predictions, probabilities=probabilities)
-    return meter_report(meter, task=task, baselines=baselines, clusters=clusters, confidence=confidence, resamples=resamples, seed=seed, extra=extra)
+    return meter_report(meter, task=task, baselines=baselines, clusters=clusters,
+                        confidence=confidence, resamples=resamples, seed=seed, extra=extra)
+
+# %% ../../nbs/evaluation/05d_classification.ipynb #6daacb09
+def _count_classes(references, predictions, probabilities):
+    "Two, or as many as are named by an id or have a column."
+    named = (int(_ids(values, "ids").max()) + 1 for values in (references, predictions))
+    return max(2, *named, 0 if probabilities is None else np.shape(probabilities)[-1])

@@ -33,15 +33,28 @@ def entity_spans(tags:list[str], # IOB2 tags of one sentence, such as "B-PER", "
 def entity_counts(references:list[list[str]], # IOB2 tags of each sentence
                   predictions:list[list[str]], # the same for the predictions
                   kind:str|None=None, # count entities of this kind only
-                 ) -> np.ndarray: # (sentences, 3): entities found, entities there, entities predicted
-    "Count entities sentence by sentence. Raises `DataError` where a prediction has another length than its sentence."
-    wrong = [i for i, (r, p) in enumerate(zip(references, predictions)) if len(r) != len(p)]
-    if len(references) != len(predictions) or wrong:
-        what = f"sentence {wrong[0]} has {len(references[wrong[0]])} tags and {len(predictions[wrong[0]])} predicted ones" if wrong else f"{len(references)} references and {len(predictions)} predictions"
+                 ) -> np.ndarray: # (sentences, 3): entities found, there, predicted
+    "Count entities sentence by sentence. Raises `DataError` where lengths differ."
+    _check_sentences(references, predictions)
+    counts = np.zeros((len(references), 3), dtype=np.int64)
+    for row, tags in zip(counts, zip(references, predictions)):
+        there, predicted = (_spans_of(one, kind) for one in tags)
+        row[:] = len(there & predicted), len(there), len(predicted)
+    return counts
+
+def _spans_of(tags, kind):
+    return {span for span in entity_spans(tags) if kind in (None, span[2])}
+
+# %% ../../nbs/evaluation/05e_entities.ipynb #d676c718
+def _check_sentences(references, predictions):
+    what = None
+    if len(references) != len(predictions):
+        what = f"{len(references)} references and {len(predictions)} predictions"
+    for i, (r, p) in enumerate(zip(references, predictions)):
+        if what is None and len(r) != len(p):
+            what = f"sentence {i} has {len(r)} tags and {len(p)} predicted ones"
+    if what:
         raise DataError(what, where="entity_counts", remedy="give each token one tag")
-    chosen = lambda tags: {s for s in entity_spans(tags) if kind in (None, s[2])}
-    pairs = ((chosen(r), chosen(p)) for r, p in zip(references, predictions))
-    return np.array([(len(r & p), len(r), len(p)) for r, p in pairs]).reshape(-1, 3)
 
 def entity_f1(counts:np.ndarray, # (sentences, 3) of `entity_counts`
              ) -> float: # in [0, 1]; 0 where there is neither an entity nor a prediction
@@ -54,9 +67,11 @@ def _seqeval_f1(references, predictions):
     "seqeval, strict; imported when it is called."
     from seqeval.metrics import f1_score
     from seqeval.scheme import IOB2
-    return float(f1_score([list(r) for r in references], [list(p) for p in predictions], mode="strict", scheme=IOB2, zero_division=0))
+    both = [list(map(list, rows)) for rows in (references, predictions)]
+    return float(f1_score(*both, mode="strict", scheme=IOB2, zero_division=0))
 
-register_metric("entity_f1", _seqeval_f1, "tags", "tags", "F1 over entities, strict IOB2 (seqeval).")
+register_metric("entity_f1", _seqeval_f1, "tags", "tags",
+                "F1 over entities, strict IOB2 (seqeval).")
 
 # %% ../../nbs/evaluation/05e_entities.ipynb #5a1c7e20
 def _entity_scores(counts, confidence=0.95):
@@ -85,6 +100,7 @@ def _paired_entities(references, a, b, resamples, confidence=0.95, seed=0):
     only_a, only_b = _only_found(references, a, b), _only_found(references, b, a)
     return PairedTest(interval, float(p), only_a, only_b, "entities")
 
+# %% ../../nbs/evaluation/05e_entities.ipynb #5307a837
 def _swaps(change, resamples, rng):
     "What the sums change by when each sentence is swapped or not; `resamples` times."
     change = change[change.any(1)]
@@ -107,7 +123,7 @@ def entity_report(references:list[list[str]], # IOB2 tags of each sentence
                   predictions:list[list[str]], # the same for the predictions
                   *,
                   task:str="token-classification", # name at the head of the report
-                  baselines:dict|None=None, # name -> predictions of another system for the same sentences
+                  baselines:dict|None=None, # name -> tags that another system predicted
                   resamples:int=2000, # of comparisons, over sentences
                   extra:dict|None=None, # settings, cost, data: what JSON can hold
                  ) -> Report: # precision, recall and F1 over entities, for all and for each kind

@@ -23,13 +23,21 @@ class Mistakes:
     width:int = 80 # characters of text that are shown
 
     def _cells(self):
-        return [[r["row"], r["true"], r["predicted"], f"{r['probability']:.2f}", _shorten(r["text"], self.width)] for r in self.rows]
+        "Of each mistake: row, true class, predicted class, probability, text."
+        return [[r["row"], r["true"], r["predicted"], f"{r['probability']:.2f}",
+                 _shorten(r["text"], self.width)] for r in self.rows]
+
     def __len__(self):
         return len(self.rows)
+
     def __str__(self):
-        return "\n".join(f"row {r}: {true}, called {called} ({p})\n    {text}" for r, true, called, p, text in self._cells()) or "no mistakes"
+        lines = [f"row {row}: {true}, called {called} ({p})\n    {text}"
+                 for row, true, called, p, text in self._cells()]
+        return "\n".join(lines) or "no mistakes"
+
     def _repr_markdown_(self):
-        return _markdown_table(["row", "true", "predicted", "probability", "text"], self._cells()) if self.rows else "no mistakes"
+        header = ["row", "true", "predicted", "probability", "text"]
+        return _markdown_table(header, self._cells()) if self.rows else "no mistakes"
 
 # %% ../../nbs/evaluation/05h_errors.ipynb #a8c8778a
 def worst_mistakes(texts, # of the rows
@@ -43,7 +51,10 @@ def worst_mistakes(texts, # of the rows
     texts, sure = list(texts), row_scores(references, probabilities)["confidence"]
     references, called = _ids(references, "references"), np.asarray(probabilities).argmax(-1)
     if len(texts) != len(references):
-        raise DataError(f"{len(texts):,} texts and {len(references):,} references", where="worst_mistakes", remedy="give one text a row")
+        raise DataError(f"{len(texts):,} texts and {len(references):,} references",
+                        where="worst_mistakes", remedy="give one text a row")
     wrong = np.flatnonzero(called != references)
     chosen = wrong[np.argsort(-sure[wrong], kind="stable")][:k]
-    return Mistakes([dict(row=int(i), text=texts[i], true=label_names[references[i]], predicted=label_names[called[i]], probability=float(sure[i])) for i in chosen], width)
+    rows = [dict(row=int(i), text=texts[i], true=label_names[references[i]],
+                 predicted=label_names[called[i]], probability=float(sure[i])) for i in chosen]
+    return Mistakes(rows, width)

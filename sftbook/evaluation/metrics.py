@@ -62,6 +62,7 @@ def _compute(name, references, predictions, settings):
     value = spec.function(references, predictions, **settings)
     return value if isinstance(value, dict) else {name: value}
 
+# %% ../../nbs/evaluation/05b_metrics.ipynb #ae4ce6cd
 @lru_cache
 def _metric_class():
     "evaluate is imported on first use: it takes seconds."
@@ -109,6 +110,7 @@ def _sklearn_metric(function, **settings):
         return float(getattr(metrics, function)(references, predictions, **settings, **more))
     return metric
 
+# %% ../../nbs/evaluation/05b_metrics.ipynb #2a3c9761
 def _of_rows(score):
     return lambda references, predictions: float(row_scores(references, predictions)[score].mean())
 

@@ -62,6 +62,7 @@ def _checked(values):
     raise DataError("expected numbers in [0, 1] of shape (rows, labels)", where="probabilities",
                     remedy="apply the sigmoid to scores; if they are not finite, look at training")
 
+# %% ../../nbs/evaluation/05g_multi_label.ipynb #2b8df258
 def _check_shapes(truth, other):
     if truth.shape != other.shape:
         raise DataError(f"shapes {truth.shape} and {other.shape} differ", where="evaluation",

@@ -6,6 +6,8 @@
 __all__ = ['plot_confusion', 'plot_reliability', 'plot_learning_curve', 'plot_intervals']
 
 # %% ../../nbs/evaluation/05i_plots.ipynb #794edc19
+import math
+
 import numpy as np
 
 from .uncertainty import Interval, wilson_interval
@@ -14,8 +16,15 @@ from .reports import _shorten, Report
 
 # %% ../../nbs/evaluation/05i_plots.ipynb #45398244
 _GREY = "#808080"
-_COLOURS, _MARKERS, _LINES = ("#3a87c8", "#d0741b", "#4d9a5b", "#b0609f", "#9a8a2a"), "osD^vP", ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+_COLOURS = ("#3a87c8", "#d0741b", "#4d9a5b", "#b0609f", "#9a8a2a")
+_MARKERS = "osD^vP"
+_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
+def _style(k):
+    "Colour, marker and line of the k-th system; they repeat at different lengths."
+    return dict(color=_COLOURS[k % 5], marker=_MARKERS[k % 6], ls=_LINES[k % 5])
+
+# %% ../../nbs/evaluation/05i_plots.ipynb #c8d4301e
 def _axes(ax, size):
     "New or given axes in the book's style."
     if ax is None:
@@ -44,11 +53,13 @@ def plot_confusion(report:Report, # of a classification
     table, names = np.array(report.confusion), [_shorten(n, 18) for n in report.label_names]
     k, ax = len(names), _axes(ax, (2.2 + 0.55*len(names), 1.3 + 0.5*len(names)))
     share = _ratio(table, table.sum(1, keepdims=True))
-    shade = np.concatenate([np.broadcast_to([0.16, 0.44, 0.69], (k, k, 3)), np.where(share > 0.5, 0.6 + 0.4*share, 0.5*share)[..., None]], -1)
-    ax.imshow(shade)
-    for (i, j), n in np.ndenumerate(table):
-        if n and k <= 30:
-            ax.text(j, i, f"{n:,}", ha="center", va="center", color="white" if share[i, j] > 0.5 else _GREY, size=9 if k <= 12 else 6)
+    blue = np.broadcast_to([0.16, 0.44, 0.69], (k, k, 3))
+    strength = np.where(share > 0.5, 0.6 + 0.4*share, 0.5*share)
+    ax.imshow(np.concatenate([blue, strength[..., None]], -1))
+    for (i, j), n in np.ndenumerate(table if k <= 30 else np.zeros((0, 0))):
+        colour = "white" if share[i, j] > 0.5 else _GREY
+        ax.text(j, i, f"{n:,}" if n else "", ha="center", va="center", color=colour,
+                size=9 if k <= 12 else 6)
     ax.set(xticks=range(k), yticks=range(k), xlabel="predicted", ylabel="true")
     ax.set_xticklabels(names, rotation=35, ha="right")
     ax.set_yticklabels(names)
@@ -61,26 +72,41 @@ def plot_reliability(references, # (rows,) true class ids
                      ax=None, # matplotlib axes; new ones when None
                      label:str="", # for the legend, where several are drawn on the same axes
                     ): # the axes
-    "Draw accuracy against confidence with Wilson intervals; the numbers are rows a bin. On the dashed line a model is calibrated."
+    """Draw accuracy against confidence with Wilson intervals; the numbers are rows a bin. On the
+    dashed line a model is calibrated."""
     first, ax = ax is None or not ax.lines, _axes(ax, (4.6, 3.6))
     bins, drawn = calibration_bins(references, probabilities, n_bins), len(ax.containers)
-    style = dict(color=_COLOURS[drawn % 5], marker=_MARKERS[drawn % 6], ls=_LINES[drawn % 5])
-    x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
-    ends = [wilson_interval(round(b["accuracy"]*b["count"]), b["count"]) for b in bins]
-    ax.errorbar(x, y, [[v - e.low for v, e in zip(y, ends, strict=True)], [e.high - v for v, e in zip(y, ends, strict=True)]], capsize=3, label=label or None, **style)
+    _draw_bins(ax, bins, label, drawn)
+    _write_counts(ax, bins, label, drawn)
+    left = bins[0]["low"] - 0.02
     if first:
         ax.plot([0, 1], [0, 1], ls="--", lw=1, color=_GREY)
-    height = 0.02 + 0.06*drawn
-    for b in bins:
-        ax.text((b["low"] + b["high"])/2, height, f"{b['count']:,}", transform=ax.get_xaxis_transform(), ha="center", size=8, color=style["color"] if label else _GREY)
-    if label:
-        ax.text(1.01, height, label, transform=ax.transAxes, size=8, color=style["color"])
-    ax.set(xlabel="confidence (numbers: rows of each bin)", ylabel="accuracy", xlim=(min(b["low"] for b in bins) - 0.02 if first else min(ax.get_xlim()[0], bins[0]["low"] - 0.02), 1.02), ylim=(-0.12, 1.03))
+    else:
+        left = min(left, ax.get_xlim()[0])
+    ax.set(xlabel="confidence (numbers: rows of each bin)", ylabel="accuracy",
+           xlim=(left, 1.02), ylim=(-0.12, 1.03))
     _legend(ax, loc="upper left")
     return ax
 
+# %% ../../nbs/evaluation/05i_plots.ipynb #fe0b8c65
+def _draw_bins(ax, bins, label, drawn):
+    "A point for each bin, with its interval."
+    x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
+    ends = [wilson_interval(round(b["accuracy"]*b["count"]), b["count"]) for b in bins]
+    below = [v - e.low for v, e in zip(y, ends, strict=True)]
+    above = [e.high - v for v, e in zip(y, ends, strict=True)]
+    ax.errorbar(x, y, [below, above], capsize=3, label=label or None, **_style(drawn))
+
+def _write_counts(ax, bins, label, drawn):
+    "How many rows each bin has, in a line of their own under the points."
+    height, colour = 0.02 + 0.06*drawn, _style(drawn)["color"] if label else _GREY
+    for b in bins:
+        ax.text((b["low"] + b["high"])/2, height, f"{b['count']:,}", ha="center", size=8,
+                transform=ax.get_xaxis_transform(), color=colour)
+    ax.text(1.01, height, label, transform=ax.transAxes, size=8, color=colour)
+
 # %% ../../nbs/evaluation/05i_plots.ipynb #028c7ede
-def plot_learning_curve(curves:dict[str, dict], # system -> {training size: `Interval`, or a number where there was one draw}
+def plot_learning_curve(curves:dict[str, dict], # system -> {training size: `Interval` or number}
                         ax=None, # matplotlib axes; new ones when None
                         xlabel:str="training rows a class", # what the sizes are
                         ylabel:str="accuracy", # what was measured
@@ -88,10 +114,10 @@ def plot_learning_curve(curves:dict[str, dict], # system -> {training size: `Int
     "Draw how results grow with training rows, with a band for each system's interval."
     ax = _axes(ax, (5.4, 3.6))
     for k, (system, points) in enumerate(curves.items()):
-        x = sorted(points)
-        value, low, high = zip(*[(p.value, p.low, min(p.high, 1.)) if isinstance(p, Interval) else (float(p), float("nan"), float("nan")) for p in (points[i] for i in x)], strict=True)
-        ax.plot(x, value, color=_COLOURS[k % 5], marker=_MARKERS[k % 6], ls=_LINES[k % 5], label=system)
-        ax.fill_between(x, low, high, color=_COLOURS[k % 5], alpha=0.15, lw=0)
+        sizes = sorted(points)
+        value, low, high = zip(*[_ends(points[size]) for size in sizes], strict=True)
+        ax.plot(sizes, value, label=system, **_style(k))
+        ax.fill_between(sizes, low, high, color=_style(k)["color"], alpha=0.15, lw=0)
     ticks = sorted({x for points in curves.values() for x in points})
     ax.set_xscale("log")
     ax.set_xticks(ticks, [f"{t:,}" for t in ticks])
@@ -102,6 +128,13 @@ def plot_learning_curve(curves:dict[str, dict], # system -> {training size: `Int
     _legend(ax, loc="lower right")
     return ax
 
+# %% ../../nbs/evaluation/05i_plots.ipynb #3f77d061
+def _ends(point):
+    "Value and both ends, which are nan where no interval is known."
+    if not isinstance(point, Interval) or point.low is None:
+        return float(getattr(point, "value", point)), math.nan, math.nan
+    return point.value, point.low, min(point.high, 1.)
+
 # %% ../../nbs/evaluation/05i_plots.ipynb #31bfa798
 def plot_intervals(intervals:dict[str, Interval], # system -> result
                    ax=None, # matplotlib axes; new ones when None
@@ -110,9 +143,12 @@ def plot_intervals(intervals:dict[str, Interval], # system -> result
     "Draw results of several systems as dots with their intervals."
     ax = _axes(ax, (5.4, 0.9 + 0.38*len(intervals)))
     for k, i in enumerate(intervals.values()):
-        ax.plot([i.low, i.high], [k, k], color=_COLOURS[k % 5], lw=2)
-        ax.plot(i.value, k, color=_COLOURS[k % 5], marker=_MARKERS[k % 6])
-        ax.annotate(str(i), (i.high, k), xytext=(8, 0), textcoords="offset points", va="center", size=8, color=_GREY, annotation_clip=False)
+        _, low, high = _ends(i)
+        ax.plot([low, high], [k, k], color=_style(k)["color"], lw=2)
+        ax.plot(i.value, k, color=_style(k)["color"], marker=_style(k)["marker"])
+        ax.annotate(str(i), (np.nanmax([i.value, high]), k), xytext=(8, 0),
+                    textcoords="offset points", va="center", size=8, color=_GREY,
+                    annotation_clip=False)
     if all(i.unit for i in intervals.values()):
         ax.xaxis.set_major_formatter(lambda v, _: f"{100*v:.4g} %")
     ax.set(yticks=range(len(intervals)), xlabel=xlabel)

@@ -42,6 +42,7 @@ def _text_line(cells, widths):
                       for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
     return "  ".join([first, *others])
 
+# %% ../../nbs/evaluation/05c_reports.ipynb #9434fcf9
 def _text_table(header, rows, width=80):
     "Aligned columns; the first is cut where the table would be too wide."
     rows = [list(map(str, row)) for row in (header, *rows)]
@@ -94,6 +95,7 @@ def _confusion_section(report, limit=8):
     rows = [[name, *row] for name, row in zip(names, report.confusion, strict=True)]
     return "Confusion matrix: rows are true, columns predicted", header, rows
 
+# %% ../../nbs/evaluation/05c_reports.ipynb #01dd0a33
 def _confused_pairs(names, confusion, shown=10):
     table = np.array(confusion)
     np.fill_diagonal(table, 0)
@@ -172,6 +174,7 @@ def _shortened(rows, width):
     short = partial(_shorten, width=width)
     return [list(map(short, row)) for row in rows]
 
+# %% ../../nbs/evaluation/05c_reports.ipynb #718550dc
 def _as_text(report):
     parts = textwrap.wrap(_heading(report), 80)
     for title, header, rows in _sections(report):

@@ -60,6 +60,7 @@ def count_metrics(right:np.ndarray, # (..., classes) rows of each class that wer
         values[f"{name}_weighted"] = (score*support).sum(-1)/n
     return values | {"matthews": _matthews(right, support, predicted)}
 
+# %% ../../nbs/evaluation/05a_scores.ipynb #60b70d4e
 def _matthews(right, support, predicted):
     n = support.sum(-1)
     above_chance = n*right.sum(-1) - (support*predicted).sum(-1)
@@ -114,6 +115,7 @@ def calibration_bins(references, # (rows,) true class ids
                           accuracy=float(right[inside].mean())))
     return found
 
+# %% ../../nbs/evaluation/05a_scores.ipynb #c38bc5c4
 def _bin(confidence, n_bins):
     return np.clip(np.ceil(confidence*n_bins).astype(int) - 1, 0, n_bins - 1)
 

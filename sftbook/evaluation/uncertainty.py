@@ -53,6 +53,7 @@ def _wilson(rate, n, confidence):
     half = z/(1 + z*z/n)*math.sqrt(rate*(1 - rate)/n + z*z/(4*n*n))
     return float(0 if rate <= 0 else centre - half), float(1 if rate >= 1 else centre + half)
 
+# %% ../../nbs/evaluation/05_uncertainty.ipynb #e666489b
 def _z(confidence):
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence must be between 0 and 1, not {confidence}",
@@ -121,6 +122,7 @@ def bootstrap_interval(statistic:Callable, # arrays -> number, such as `np.mean`
     room = _unseen(units.max() + 1, confidence)
     return _percentiles(value, results, len(units), confidence, unit, room)
 
+# %% ../../nbs/evaluation/05_uncertainty.ipynb #e15904ef
 def _each_resample(statistic, arrays, units, resamples, rng):
     "The statistic of the rows of each resample, one after the other."
     members = np.split(np.argsort(units, kind="stable"), np.cumsum(np.bincount(units))[:-1])

@@ -70,6 +70,7 @@ def _hash_windows(keys, size):
         hashes[inside] += values[ids[place[inside] + k]]
     return owner[place], hashes, place, length, owner
 
+# %% ../../nbs/preprocessing/02_copies.ipynb #3b318e57
 def _unit_ids(keys):
     "The units of every key as numbers, and how many units count as one word."
     words, ids, times = {}, [], []

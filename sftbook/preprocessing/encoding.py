@@ -67,6 +67,7 @@ def _head_and_tail(ids, tokenizer, max_length):
     head = room//4
     return [*before, *text[:head], *text[len(text) - (room - head):], *after]
 
+# %% ../../nbs/preprocessing/02b_encoding.ipynb #9364aa0b
 def _windows(rows, tokenizer, max_length):
     "Windows of equal length that cover each text; neighbours share at least an eighth."
     (before, after), lists, owners = _frame(tokenizer), [], []

@@ -35,6 +35,7 @@ def _read_names(cell, separator=None, whole=False):
     problems = [what for name in names if (what := label_problem(name))]
     return ([], problems[0]) if problems else ([str(name) for name in names], None)
 
+# %% ../../nbs/preprocessing/02c_multi_label.ipynb #030ff1f7
 def _looks_like_list(cell):
     return cell.strip()[:1] == "[" and cell.strip()[-1:] == "]"
 
@@ -100,6 +101,7 @@ class _Asked:
     max_characters:int
     notes:list[str] = field(default_factory=list)
 
+# %% ../../nbs/preprocessing/02c_multi_label.ipynb #4ce1c7c8
 def _settle(asked, names, known):
     "Lists of names as they shall be used: each label once a row, spelt in one way."
     flat = [name for row in names for name in row]
@@ -250,6 +252,7 @@ def combination_rows(rows, # with `labels`: List(ClassLabel)
         return rows.add_column("label", [classes.index(name) for name in called],
                                feature=ClassLabel(names=classes))
 
+# %% ../../nbs/preprocessing/02c_multi_label.ipynb #d177e5aa
 def _group_name(group, names):
     if group is None:
         return "(other)"
@@ -265,6 +268,7 @@ def label_matrix(rows, # with `labels`: names, or ids of a ClassLabel or of `lab
         matrix[i, ids] = True
     return matrix
 
+# %% ../../nbs/preprocessing/02c_multi_label.ipynb #53ebc1a5
 def _label_ids(rows, labels):
     "Ids, in `labels`, of the labels of each row: a name is looked up, and an id has a name."
     names = getattr(getattr(rows.features["labels"], "feature", None), "names", labels)

@@ -88,6 +88,7 @@ def audit(rows, # a Dataset with `text` and perhaps `label` and `encoding`
                  dict(Counter(labels if "label" in rows.column_names else ()).most_common()),
                  dict(Counter(encodings).most_common()))
 
+# %% ../../nbs/preprocessing/02a_rows.ipynb #330cb811
 def _label_names(rows):
     "The name of each row's class, or nothing where rows have no label."
     if "label" not in rows.column_names:
@@ -204,6 +205,7 @@ def _check_parts(rows, parts, wanted, clusters):
     if missing:
         raise DataError.from_problems(missing, remedy=remedy)
 
+# %% ../../nbs/preprocessing/02a_rows.ipynb #910bfacf
 def _class_place(rows, own, name):
     "The class, and the file with its rows where there is one."
     known = rows["file"] if "file" in rows.column_names else []
@@ -249,6 +251,7 @@ def _class_reason(rows, clusters):
     return (f"each of the {len(counts):,} classes is dealt in whole rows, "
             f"and half of them have {counted(int(np.median(counts)), 'row')} or fewer")
 
+# %% ../../nbs/preprocessing/02a_rows.ipynb #4eec4f3b
 def _cluster_reason(rows, clusters):
     largest = np.bincount(clusters).argmax()
     members = np.flatnonzero(clusters == largest)

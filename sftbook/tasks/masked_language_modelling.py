@@ -66,6 +66,7 @@ def masked_logits(model:nn.Module, # a masked language model of transformers
     finally:
         hook.remove()
 
+# %% ../../nbs/tasks/06c_masked_language_modelling.ipynb #da96f3d3
 def _mlm_head(model):
     "Name of the head of a masked language model; BERT and RoBERTa call it differently."
     names = [name for name, _ in getattr(model, "module", model).named_children() if name in ("cls", "lm_head")]

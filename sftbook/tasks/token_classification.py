@@ -135,6 +135,7 @@ class _TaggedRows:
             raise DataError.from_problems(wrong, remedy=remedy)
         return Dataset.from_dict({"tokens": tokens}, Features(tokens=List(Value("string"))))
 
+# %% ../../nbs/tasks/06b_token_classification.ipynb #cf8e0974
 def _is_tokens(one):
     return isinstance(one, (list, tuple)) and all(isinstance(t, str) for t in one)
 
