@@ -6,10 +6,12 @@
 __all__ = ['text_key', 'shingles', 'near_duplicate_pairs', 'duplicate_clusters']
 
 # %% ../../nbs/preprocessing/02_copies.ipynb #e25d6791
+import hashlib
 import re
 import unicodedata
 from collections.abc import Callable
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,8 +53,16 @@ def shingles(text:str, # any text
     return {" ".join(units[i:i+size]) for i in starts}
 
 # %% ../../nbs/preprocessing/02_copies.ipynb #08985a7a
+class _Windows(NamedTuple):
+    "All shingles of all texts, one after the other; `unit_owner` is the text of every word."
+    owner:np.ndarray # number of the text
+    hashes:np.ndarray # number of the shingle
+    place:np.ndarray # of its first word, among the words of all texts
+    length:np.ndarray # words that it has
+    unit_owner:np.ndarray
+
 def _hash_windows(keys, size):
-    "Of every shingle: text, number, place of its first unit, length; and the text of every unit."
+    "Give every shingle its number."
     ids, times = _unit_ids(keys)
     counts = np.fromiter(map(len, ids), np.int64, len(ids))
     spans, ids = size*np.array(times, np.int64), np.concatenate([*ids, np.zeros(0, np.int32)])
@@ -68,7 +78,7 @@ def _hash_windows(keys, size):
         inside = np.flatnonzero(k < length)
         hashes[inside] *= np.uint64(0x9E3779B97F4A7C15)
         hashes[inside] += values[ids[place[inside] + k]]
-    return owner[place], hashes, place, length, owner
+    return _Windows(owner[place], hashes, place, length, owner)
 
 # %% ../../nbs/preprocessing/02_copies.ipynb #3b318e57
 def _unit_ids(keys):
@@ -86,9 +96,11 @@ class _Index:
     "Which shingles stand in which texts, sorted by shingle; each once a text."
     def __init__(self, keys, size, max_texts):
         self.n, self.max_texts = len(keys), max_texts
-        owner, hashes, self.place, self.length, self.unit_owner = _hash_windows(keys, size)
-        order = np.argsort(hashes, kind="stable")
-        owner, hashes = owner[order], hashes[order]
+        windows = _hash_windows(keys, size)
+        self.place, self.length = windows.place, windows.length
+        self.unit_owner = windows.unit_owner
+        order = np.argsort(windows.hashes, kind="stable")
+        owner, hashes = windows.owner[order], windows.hashes[order]
         new = np.r_[True, hashes[1:] != hashes[:-1]][:len(owner)]
         group = np.cumsum(new, dtype=np.int32) - 1
         kept = new | np.r_[True, owner[1:] != owner[:-1]][:len(owner)]
@@ -145,10 +157,20 @@ def near_duplicate_pairs(texts:list[str], # to compare with each other
                          max_texts:int=10, # shingles of more texts are boilerplate
                          key:Callable=text_key, # what is left of a text
                         ) -> list[tuple[int, int, float]]: # i < j and their containment
-    "Pairs of texts of which one nearly contains the other; of forms, each with the first of its kind."
-    index, found = _Index([key(t) for t in texts], size, max_texts), []
-    forms = _forms(index)
-    for i, j, common, totals in (_pairs(index), _form_pairs(index, forms)):
+    """Pairs of texts of which one nearly contains the other; of forms, each with the first of its
+    kind. Texts that were asked about just before are not compared again."""
+    keys = [key(t) for t in texts]
+    asked = hashlib.blake2b(repr((size, containment, max_texts, keys)).encode()).digest()
+    if asked not in _LATEST:
+        _LATEST.clear()
+        _LATEST[asked] = _search(keys, size, containment, max_texts)
+    return list(_LATEST[asked])
+
+_LATEST = {} # the last question and its answer: rows are looked at, and then split
+
+def _search(keys, size, containment, max_texts):
+    index, found = _Index(keys, size, max_texts), []
+    for i, j, common, totals in (_pairs(index), _form_pairs(index, _forms(index))):
         share = common/np.maximum(1, np.minimum(totals[i], totals[j]))
         near = (share >= containment) & (i < j)
         found += zip(i[near].tolist(), j[near].tolist(), share[near].tolist())

@@ -87,7 +87,7 @@ def fingerprint(*parts, # strings, lists of strings, tokenizers, or anything JSO
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if hasattr(part, "backend_tokenizer"):
-            part = {k: v for k, v in json.loads(part.backend_tokenizer.to_str()).items() if k not in ("truncation", "padding")}
+            part = json.loads(part.backend_tokenizer.to_str()) | dict(truncation=None, padding=None)
         data = json.dumps(part, sort_keys=True, ensure_ascii=False).encode()
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()
@@ -116,30 +116,31 @@ def length_batches(lengths:list[int], # tokens of each row
     "Put rows of similar length together. Depends on its arguments only."
     lengths = np.asarray(lengths, dtype=np.int64)
     if seed is None:
-        order, rng = np.argsort(-lengths, kind="stable"), None
-    else:
-        rng = np.random.default_rng((seed, epoch))
-        order, span = rng.permutation(len(lengths)), window*batch_size
-        pieces = [order[k:k+span] for k in range(0, len(order), span)]
-        order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pieces]) if pieces else order
+        order = np.argsort(-lengths, kind="stable")
+        return [order[k:k+batch_size].tolist() for k in range(0, len(order), batch_size)]
+    rng, span = np.random.default_rng((seed, epoch)), window*batch_size
+    order = rng.permutation(len(lengths))
+    for k in range(0, len(order), span):
+        piece = order[k:k+span]
+        order[k:k+span] = piece[np.argsort(lengths[piece], kind="stable")]
     batches = [order[k:k+batch_size].tolist() for k in range(0, len(order), batch_size)]
-    if rng is not None:
-        batches = [batches[i] for i in rng.permutation(len(batches))]
-    return batches
+    return [batches[i] for i in rng.permutation(len(batches))]
 
 # %% ../../nbs/preprocessing/02b_encoding.ipynb #8375304d
 def pad_batch(features:list[dict], # lists are padded, numbers are stacked
-              pad:dict[str, int], # padding value of each list-valued key, such as {"input_ids": 0, "labels": -100}
-             ) -> dict[str, torch.Tensor]: # int64 tensors, and `attention_mask` for `input_ids`
+              pad:dict[str, int], # padding value of each list, such as {"input_ids": 0}
+             ) -> dict[str, torch.Tensor]: # int64, and `attention_mask` for `input_ids`
     "Make a rectangle of rows of different length."
     batch = {}
     for key in features[0]:
         values = [f[key] for f in features]
-        if not isinstance(values[0], list):
-            batch[key] = torch.tensor(values)
-        else:
-            longest = max(map(len, values))
-            batch[key] = torch.tensor([v + [pad.get(key, 0)]*(longest - len(v)) for v in values])
-    longest = batch["input_ids"].shape[1]
-    batch["attention_mask"] = torch.tensor([[1]*len(f["input_ids"]) + [0]*(longest - len(f["input_ids"])) for f in features])
+        if isinstance(values[0], list):
+            values = _rectangle(values, pad.get(key, 0))
+        batch[key] = torch.tensor(values)
+    ones = [[1]*len(f["input_ids"]) for f in features]
+    batch["attention_mask"] = torch.tensor(_rectangle(ones, 0))
     return batch
+
+def _rectangle(rows, fill):
+    longest = max(map(len, rows))
+    return [row + [fill]*(longest - len(row)) for row in rows]

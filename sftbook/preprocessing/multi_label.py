@@ -51,7 +51,8 @@ def _parse_list(cell):
 def _find_separator(cells):
     "The first of the usual separators that stands in any cell that is no list."
     texts = [c for c in cells if isinstance(c, str) and not _looks_like_list(c)]
-    return next((s for s in "|;," if any(s in text for text in texts)), None)
+    together = set().union(*texts)
+    return next((s for s in "|;," if s in together), None)
 
 def _read_flag(cell):
     "Whether a cell says yes, and what is wrong with it."
@@ -84,7 +85,8 @@ def _read_flags(cells, columns):
 def _refuse_alike(source, flat):
     counts = Counter(flat)
     groups = [sorted(g, key=lambda n: (-counts[n], n)) for g in _same_labels(flat) if len(g) > 1]
-    spelt = [", ".join(f"{n!a} ({counts[n]:,} times)" for n in group) for group in groups]
+    said = {n: f"{n!a} ({counts[n]:,} times)" for n in counts}
+    spelt = [", ".join(map(said.get, group)) for group in groups]
     what = "labels that differ only by case, width, spaces, unseen marks or the form of a number: "
     problems = [(source, what + s) for s in spelt]
     if problems:
@@ -112,7 +114,7 @@ def _settle(asked, names, known):
     else:
         _refuse_alike(asked.source, flat)
         final = {name: name.strip() for name in flat}
-    settled = [list(dict.fromkeys(final[name] for name in row)) for row in names]
+    settled = [list(dict.fromkeys(map(final.get, row))) for row in names]
     twice = len(flat) - sum(map(len, settled))
     if twice:
         asked.notes.append(f"{twice:,} labels that stood twice in a row count once")
@@ -156,7 +158,8 @@ def _with_names(rows, label, names):
 # %% ../../nbs/preprocessing/02c_multi_label.ipynb #c093ce21
 def _read_records(asked, records):
     "Texts, lines and names of labels; one error for all rows that cannot be used."
-    texts, lines, cells, problems = [], [], [], []
+    texts, lines = [], []
+    cells, problems = [], []
     for line, record in records:
         what = text_problem(record.get(asked.text), asked.max_characters)
         if what:
@@ -181,7 +184,7 @@ def _as_dataset(asked, order, texts, names, lines):
     "Rows with labels as numbers in ascending order; what was decided is their description."
     from datasets import ClassLabel, Dataset, Features, List, Value
     ids = {name: i for i, name in enumerate(order)}
-    numbers = [sorted(ids[name] for name in row) for row in names]
+    numbers = [sorted(map(ids.get, row)) for row in names]
     empty = sum(not row for row in names)
     if empty:
         asked.notes.append(f"{empty:,} of {len(names):,} rows have no label")

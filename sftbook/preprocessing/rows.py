@@ -138,11 +138,12 @@ def split_rows(rows, # a Dataset with `text` and perhaps `label`, without copies
                test_size:float=0.3, # share of the rows
                seed:int=0, # of the shuffle
               ): # DatasetDict with train, validation and test
-    "Split by clusters, each class in the same shares. Raises `DataError` for a class that is too small."
+    "Split by clusters, each class in the same shares. Raises `DataError` for a small class."
     from datasets import DatasetDict
     if min(validation_size, test_size) < 0 or not 0 < validation_size + test_size < 1:
         what = f"validation {validation_size} and test {test_size} leave nothing to train on"
-        raise ConfigError(what, where="split_rows", remedy="choose shares that add up to less than 1")
+        raise ConfigError(what, where="split_rows",
+                          remedy="choose shares that add up to less than 1")
     clusters = duplicate_clusters(list(rows["text"])) if clusters is None else np.asarray(clusters)
     labelled = "label" in rows.column_names
     labels = np.array(rows["label"] if labelled else [0]*len(rows))
@@ -177,7 +178,7 @@ def _deal(members, clusters, wanted, rng, parts):
 
 # %% ../../nbs/preprocessing/02a_rows.ipynb #a198529a
 def _join_clusters(parts, clusters):
-    "A cluster of several classes may have been dealt twice: all of it goes where its first row went."
+    "A cluster of several classes may have been dealt twice: all goes where its first row went."
     home = {}
     for name in parts:
         for i in parts[name]:
@@ -282,8 +283,14 @@ def sample_per_class(rows, # a Dataset with `label`
                     ): # a Dataset
     "Draw the same number of rows of every class. Raises `DataError` where a class has too few."
     labels, rng = np.array(rows["label"]), np.random.default_rng((seed, per_class))
-    few = [(f"class {rows.features['label'].names[c]!r}", f"has {n} rows, {per_class} were asked for") for c, n in zip(*np.unique(labels, return_counts=True)) if n < per_class]
+    names, few, drawn = rows.features["label"].names, [], []
+    for c in np.unique(labels):
+        own = np.flatnonzero(labels == c)
+        if len(own) < per_class:
+            what = f"has {len(own)} rows, {per_class} were asked for"
+            few.append((f"class {names[c]!r}", what))
+        else:
+            drawn.append(rng.choice(own, per_class, replace=False))
     if few:
         raise DataError.from_problems(few, remedy="ask for fewer rows a class")
-    drawn = [rng.choice(np.flatnonzero(labels == c), per_class, replace=False) for c in np.unique(labels)]
     return rows.select(np.sort(np.concatenate(drawn)))
