@@ -25,29 +25,32 @@ def mask_tokens(input_ids:list[int], # of one row
                 rng:np.random.Generator, # decides what is hidden
                 *,
                 mask_id:int, # of the mask token
-                vocabulary:np.ndarray, # ids of ordinary tokens: what may be hidden and what random tokens are drawn from
+                vocabulary:np.ndarray, # ids of ordinary tokens, to hide and to draw from
                 rate:float=0.15, # share of the ordinary tokens that become targets
-                words:list[int]|None=None, # number of the word that each token belongs to; each token is a word when None
-               ) -> tuple[list[int], list[int]]: # what the model sees, and its targets: -100 where nothing is asked
-    "Hide tokens as BERT does: 80 % masked, 10 % random, 10 % as they are; at least one target a row that has an ordinary token."
+                words:list[int]|None=None, # number of each token's word; each its own when None
+               ) -> tuple[list[int], list[int]]: # what the model sees; targets, -100 elsewhere
+    """Hide tokens as BERT does: 80 % masked, 10 % random, 10 % as they are; at least one target
+    a row that has an ordinary token."""
     ids = np.asarray(input_ids)
     ordinary = np.isin(ids, vocabulary)
     units = np.where(ordinary, np.arange(len(ids)) if words is None else np.asarray(words), -1)
-    present = np.unique(units[ordinary])
-    chosen = present[rng.random(len(present)) < rate] if len(present) else present
-    if len(present) and not len(chosen):
-        chosen = rng.choice(present, 1)
-    target = np.isin(units, chosen) & ordinary
+    target = np.isin(units, _choose(np.unique(units[ordinary]), rng, rate)) & ordinary
     action = rng.random(len(ids))
+    drawn = rng.choice(vocabulary, len(ids))
     seen = np.where(target & (action < 0.8), mask_id, ids)
-    seen = np.where(target & (action >= 0.8) & (action < 0.9), rng.choice(vocabulary, len(ids)), seen)
+    seen = np.where(target & (action >= 0.8) & (action < 0.9), drawn, seen)
     return seen.tolist(), np.where(target, ids, -100).tolist()
+
+def _choose(units, rng, rate):
+    "A share of the words, at least one where there is any."
+    chosen = units[rng.random(len(units)) < rate] if len(units) else units
+    return rng.choice(units, 1) if len(units) and not len(chosen) else chosen
 
 # %% ../../nbs/tasks/06c_masked_language_modelling.ipynb #9b305d51
 def pack_tokens(texts:list[list[int]], # token ids of each text, without special tokens
                 length:int, # of a row, special tokens included
                 tokenizer, # gives the ids of CLS and SEP
-               ) -> list[list[int]]: # rows: CLS, length - 2 tokens, SEP; the last one may be shorter
+               ) -> list[list[int]]: # CLS, length - 2 tokens, SEP; the last may be shorter
     "Write texts one after the other, SEP between them, and cut the stream into rows."
     stream = [i for ids in texts for i in (*ids, tokenizer.sep_token_id)][:-1]
     pieces = [stream[k:k + length - 2] for k in range(0, len(stream), length - 2)]
@@ -57,7 +60,8 @@ def pack_tokens(texts:list[list[int]], # token ids of each text, without special
 def masked_logits(model:nn.Module, # a masked language model of transformers
                   batch:dict[str, torch.Tensor], # with `labels`: -100 where nothing is asked
                  ) -> torch.Tensor: # (targets, vocab), the targets of all rows one after the other
-    "Scores at the targets only: a hook hands the head their vectors. Raises `ConfigError` for a head that is not known."
+    """Scores at the targets only: a hook hands the head their vectors. Raises `ConfigError` for a
+    head that is not known."""
     asked = batch["labels"] != -100
     head = getattr(model, "module", model).get_submodule(_mlm_head(model))
     hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][asked],))
@@ -69,21 +73,16 @@ def masked_logits(model:nn.Module, # a masked language model of transformers
 # %% ../../nbs/tasks/06c_masked_language_modelling.ipynb #da96f3d3
 def _mlm_head(model):
     "Name of the head of a masked language model; BERT and RoBERTa call it differently."
-    names = [name for name, _ in getattr(model, "module", model).named_children() if name in ("cls", "lm_head")]
+    children = dict(getattr(model, "module", model).named_children())
+    names = [name for name in ("cls", "lm_head") if name in children]
     if len(names) != 1:
-        raise ConfigError("the head of this model is not known", where=type(model).__name__, remedy="use a BERT or RoBERTa checkpoint")
+        raise ConfigError("the head of this model is not known", where=type(model).__name__,
+                          remedy="use a BERT or RoBERTa checkpoint")
     return names[0]
 
-# %% ../../nbs/tasks/06c_masked_language_modelling.ipynb #d50c0b08
-@dataclass
-class MaskedLanguageModelling(Task):
-    "Find hidden tokens. Rows have `text`; they are packed, so a feature is a piece of the stream and not a row."
-    checkpoint:str = "minilm" # what to start from
-    max_length:int = 128 # tokens of a packed row, special tokens included
-    mask_rate:float = 0.15 # share of the tokens that become targets
-    pipeline_tag = "fill-mask"
-    answers_texts = False
-
+# %% ../../nbs/tasks/06c_masked_language_modelling.ipynb #1ed046a7
+class _PackedRows:
+    "Texts in rows of one length, with tokens hidden."
     @cached_property
     def tokenizer(self):
         return load_tokenizer(self.checkpoint, self.max_length)
@@ -93,17 +92,35 @@ class MaskedLanguageModelling(Task):
         return np.setdiff1d(np.arange(len(self.tokenizer)), self.tokenizer.all_special_ids)
 
     def encode(self, rows):
+        plain = dict(return_attention_mask=False, return_token_type_ids=False)
         with quiet():
-            ids = self.tokenizer(list(rows["text"]), add_special_tokens=False, truncation=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+            ids = self.tokenizer(list(rows["text"]), add_special_tokens=False, truncation=False,
+                                 **plain)["input_ids"]
         return [dict(input_ids=row) for row in pack_tokens(ids, self.max_length, self.tokenizer)]
 
     def augment(self, features, rng):
-        seen, labels = mask_tokens(features["input_ids"], rng, mask_id=self.tokenizer.mask_token_id, vocabulary=self.vocabulary, rate=self.mask_rate)
+        seen, labels = mask_tokens(
+            features["input_ids"], rng, mask_id=self.tokenizer.mask_token_id,
+            vocabulary=self.vocabulary, rate=self.mask_rate)
         return dict(input_ids=seen, labels=labels)
 
     def collate(self, features):
-        drawn = [f if "labels" in f else self.augment(f, np.random.default_rng(f["input_ids"])) for f in features]
+        drawn = []
+        for f in features: # where no masks were drawn, those that belong to the row
+            asked = "labels" in f
+            drawn.append(f if asked else self.augment(f, np.random.default_rng(f["input_ids"])))
         return pad_batch(drawn, {"input_ids": self.tokenizer.pad_token_id, "labels": -100})
+
+# %% ../../nbs/tasks/06c_masked_language_modelling.ipynb #d50c0b08
+@dataclass
+class MaskedLanguageModelling(_PackedRows, Task):
+    """Find hidden tokens. Rows have `text`; they are packed, so a feature is a piece of the stream
+    and not a row."""
+    checkpoint:str = "minilm" # what to start from
+    max_length:int = 128 # tokens of a packed row, special tokens included
+    mask_rate:float = 0.15 # share of the tokens that become targets
+    pipeline_tag = "fill-mask"
+    answers_texts = False
 
     def usage(self):
         return f'"a {self.tokenizer.mask_token} text"'
@@ -117,28 +134,41 @@ class MaskedLanguageModelling(Task):
 
     def loss(self, model, batch):
         logits, labels = self.infer(model, batch)
-        return nn.functional.cross_entropy(logits.float(), labels[labels != -100], reduction="sum"), len(logits)
+        targets = labels[labels != -100]
+        return nn.functional.cross_entropy(logits.float(), targets, reduction="sum"), len(logits)
 
     def decode(self, outputs):
         "Of each row: the sum of the losses, targets that were found, targets."
-        logits, labels = outputs
-        asked = labels != -100
-        losses = nn.functional.cross_entropy(logits.float(), labels[asked], reduction="none")
-        per_row = torch.zeros(len(labels), 3, device=losses.device)
-        each = torch.stack([losses, (logits.argmax(-1) == labels[asked]).float(), torch.ones_like(losses)], 1)
-        return list(per_row.index_add_(0, asked.nonzero()[:, 0], each).cpu().numpy())
+        return _sums_of_rows(*outputs)
 
     def metrics(self, predictions, rows):
         return masked_report(np.stack(predictions))
+
+# %% ../../nbs/tasks/06c_masked_language_modelling.ipynb #af88468d
+def _sums_of_rows(logits, labels):
+    asked = labels != -100
+    losses = nn.functional.cross_entropy(logits.float(), labels[asked], reduction="none")
+    found = (logits.argmax(-1) == labels[asked]).float()
+    each = torch.stack([losses, found, torch.ones_like(losses)], 1)
+    sums = torch.zeros(len(labels), 3, device=losses.device)
+    return list(sums.index_add_(0, asked.nonzero()[:, 0], each).cpu().numpy())
 
 # %% ../../nbs/tasks/06c_masked_language_modelling.ipynb #c618dbaf
 MaskedLanguageModelling.directions = dict(loss=False, perplexity=False, accuracy=True)
 
 # %% ../../nbs/tasks/06c_masked_language_modelling.ipynb #5de50366
-def masked_report(counts:np.ndarray, # (rows, 3) of each packed row: sum of the losses, targets found, targets
+def masked_report(counts:np.ndarray, # (rows, 3): sum of the losses, targets found, targets
                  ) -> Report: # loss (nats a target), perplexity and accuracy, with intervals
-    "Judge a masked language model."
-    per_target = lambda k: lambda c: c[:, k].sum()/c[:, 2].sum()
-    loss = bootstrap_interval(per_target(0), counts, unit="")
-    perplexity = Interval(*np.exp([loss.value, loss.low, loss.high]).tolist(), loss.n, loss.confidence, "")
-    return Report("fill-mask", len(counts), dict(loss=loss, perplexity=perplexity, accuracy=bootstrap_interval(per_target(1), counts)))
+    "Judge a masked language model; whole rows are drawn again."
+    loss = bootstrap_interval(_loss_per_target, counts, unit="")
+    ends = np.exp([loss.value, loss.low, loss.high]).tolist()
+    perplexity = Interval(*ends, loss.n, loss.confidence, "")
+    accuracy = bootstrap_interval(_found_per_target, counts)
+    return Report("fill-mask", len(counts),
+                  dict(loss=loss, perplexity=perplexity, accuracy=accuracy))
+
+def _loss_per_target(counts):
+    return counts[:, 0].sum()/counts[:, 2].sum()
+
+def _found_per_target(counts):
+    return counts[:, 1].sum()/counts[:, 2].sum()

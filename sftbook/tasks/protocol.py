@@ -22,6 +22,27 @@ from ..model import output_layer
 from ..trainer import check_best_metric, Trainer, TrainingConfig, TrainingResult
 from ..preprocessing.encoding import fingerprint, length_batches
 
+# %% ../../nbs/tasks/06_protocol.ipynb #2c02bad5
+class _Defaults:
+    "Answers that fit most tasks."
+    pipeline_tag:ClassVar[str] = "text-classification" # what transformers calls this kind of model
+    directions:ClassVar[dict[str, bool]] = {} # names of the metrics, and whether more is better
+    answers_texts:ClassVar[bool] = True # whether `SavedRun.predict` has an answer for a text
+    reads_tokens:ClassVar[bool] = False # whether an input may be a list of tokens
+    augment:ClassVar[Callable|None] = None # (features, numpy Generator) -> features
+
+    def infer(self, model, batch):
+        return model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+
+    def join(self, answers:list): # of features of one row
+        return np.mean(answers, axis=0)
+
+    def gather(self, predictions:list):
+        return predictions
+
+    def present(self, texts:list, predictions): # as a file can hold them
+        return predictions
+
 # %% ../../nbs/tasks/06_protocol.ipynb #6a5ae98e
 class _Saving:
     "What a task does when a run of it is saved, loaded and used; for models of transformers."
@@ -58,8 +79,9 @@ class _Saving:
 
 # %% ../../nbs/tasks/06_protocol.ipynb #20e23c2f
 @dataclass
-class Task(_Saving, ABC):
-    "What a task must answer. Subclasses are dataclasses whose fields can be written as JSON; they are known to `load_run` by their name."
+class Task(_Defaults, _Saving, ABC):
+    """What a task must answer. Subclasses are dataclasses whose fields can be written as JSON;
+    they are known to `load_run` by their name."""
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         _TASKS[cls.__name__] = cls
@@ -83,65 +105,34 @@ class Task(_Saving, ABC):
     def metrics(self, predictions, rows) -> Report:
         "Judge predictions against labelled rows."
 
-    pipeline_tag:ClassVar[str] = "text-classification" # what transformers calls this kind of model
-    directions:ClassVar[dict[str, bool]] = {} # names of the metrics, and whether more is better
-    answers_texts:ClassVar[bool] = True # whether `SavedRun.predict` has an answer for a text
-    reads_tokens:ClassVar[bool] = False # whether an input may be a list of tokens
-    augment:ClassVar[Callable|None] = None # (features, numpy Generator) -> features
-
-    def infer(self, model, batch):
-        return model(**{k: v for k, v in batch.items() if k != "labels"}).logits
-    def join(self, answers:list):
-        return np.mean(answers, axis=0) # of features of one row
-    def gather(self, predictions:list):
-        return predictions
-    def present(self, texts:list, predictions):
-        return predictions # as a file can hold them
-
 _TASKS:dict[str, type] = {}
 
 # %% ../../nbs/tasks/06_protocol.ipynb #edbe05e4
 _RESTORE = "restore it from a copy, or train again"
 
-def _load_saved(folder):
-    "The class that config.json names, with the weights of the folder."
+def _named_class(folder):
+    "The class of transformers that config.json names."
     import transformers
-    named = read_json(folder/"config.json")
-    named = named.get("architectures") if isinstance(named, dict) else None
-    name = named[0] if isinstance(named, list) and named else None
+    config = read_json(folder/"config.json")
+    names = config.get("architectures") if isinstance(config, dict) else None
+    name = names[0] if isinstance(names, list) and names else None
     kind = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise CheckpointError(
-            f"transformers has no model {name!r}", where=str(folder/"config.json"),
-            remedy="install the version of transformers that task.json names")
+    if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+        return kind
+    raise CheckpointError(f"transformers has no model {name!r}", where=str(folder/"config.json"),
+                          remedy="install the version of transformers that task.json names")
+
+# %% ../../nbs/tasks/06_protocol.ipynb #a2a4b2aa
+def _load_saved(folder):
+    "The model of a folder, in evaluation mode; weights must be those of its class."
+    kind = _named_class(folder)
     with quiet():
         model, loading = kind.from_pretrained(
             folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
     if odd := sorted({*loading["missing_keys"], *loading["unexpected_keys"]}):
-        raise CheckpointError(f"the weights are not those of a {name}: {odd[0]}",
+        raise CheckpointError(f"the weights are not those of a {kind.__name__}: {odd[0]}",
                               where=str(folder), remedy=_RESTORE)
     return model.eval()
-
-# %% ../../nbs/tasks/06_protocol.ipynb #5a88baed
-def infer_rows(task:Task, # says how to encode, collate and infer
-               model:nn.Module, # trained
-               rows, # labelled or not
-               read:Callable, # what the model gave for a batch -> one answer a feature
-               batch_size:int=32, # features of one forward pass
-              ) -> list: # answers in the order of `rows`
-    "Run the model over every row, without gradients; keep what `read` makes of each batch."
-    features = task.encode(rows)
-    device, answers = next(model.parameters()).device, [None]*len(features)
-    training = model.training
-    model.eval()
-    with torch.inference_mode(), _fast_format(device):
-        for batch in length_batches([len(f["input_ids"]) for f in features], batch_size):
-            tensors = task.collate([features[i] for i in batch])
-            outputs = task.infer(model, {k: v.to(device) for k, v in tensors.items()})
-            for i, answer in zip(batch, read(outputs), strict=True):
-                answers[i] = answer
-    model.train(training)
-    return _of_rows(task, answers, features)
 
 # %% ../../nbs/tasks/06_protocol.ipynb #e80d0b71
 def _of_rows(task, answers, features):
@@ -153,7 +144,38 @@ def _of_rows(task, answers, features):
         votes.setdefault(feature["row"], []).append(answer)
     return [task.join(votes[row]) for row in range(len(votes))]
 
+def _without_row(features):
+    "What goes into a batch: a model is not told which row a feature belongs to."
+    kept = []
+    for feature in features:
+        kept.append({k: v for k, v in feature.items() if k != "row"})
+    return kept
+
+# %% ../../nbs/tasks/06_protocol.ipynb #5a88baed
+def infer_rows(task:Task, # says how to encode, collate and infer
+               model:nn.Module, # trained
+               rows, # labelled or not
+               read:Callable, # what the model gave for a batch -> one answer a feature
+               batch_size:int=32, # features of one forward pass
+              ) -> list: # answers in the order of `rows`
+    "Run the model over every row, without gradients; keep what `read` makes of each batch."
+    features = task.encode(rows)
+    lengths = [len(f["input_ids"]) for f in features]
+    device, answers = next(model.parameters()).device, [None]*len(features)
+    training = model.training
+    model.eval()
+    with torch.inference_mode(), _fast_format(device):
+        for batch in length_batches(lengths, batch_size):
+            tensors = task.collate([features[i] for i in batch])
+            outputs = task.infer(model, {k: v.to(device) for k, v in tensors.items()})
+            for i, answer in zip(batch, read(outputs), strict=True):
+                answers[i] = answer
+    model.train(training)
+    return _of_rows(task, answers, features)
+
+# %% ../../nbs/tasks/06_protocol.ipynb #c5badfa8
 def _fast_format(device):
+    "A context in which matrix products use the format that is fast on this device."
     dtype = pick_dtype(device.type)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
@@ -174,6 +196,7 @@ def _silence(layer, absent, rows):
     if layer.bias is not None:
         layer.bias[absent] = -float(np.log(rows + 1))
 
+# %% ../../nbs/tasks/06_protocol.ipynb #22b0f705
 def _absent(task, features):
     "Ids of the labels that no feature has."
     found = {int(i) for f in features if "labels" in f for i in np.atleast_1d(f["labels"])}
@@ -236,4 +259,5 @@ def fine_tune(task:Task, # what to train for
 def task_settings(task:Task, # any task
                  ) -> dict: # its name and fields, as JSON can hold them
     "What has to be known to make the task again."
-    return {"task": type(task).__name__, **{f.name: getattr(task, f.name) for f in fields(task) if f.init}}
+    settings = {f.name: getattr(task, f.name) for f in fields(task) if f.init}
+    return {"task": type(task).__name__, **settings}

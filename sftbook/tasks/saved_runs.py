@@ -102,6 +102,20 @@ class SavedRun:
         "Predict, for people."
         return self.task.present(list(inputs), self.predict(inputs))
 
+# %% ../../nbs/tasks/06d_saved_runs.ipynb #c844b0b1
+def _fits(value, wanted):
+    "Whether a value read from JSON is of a declared type."
+    inside = get_args(wanted)
+    if get_origin(wanted) is list:
+        return isinstance(value, list) and all(_fits(v, inside[0]) for v in value)
+    if inside:
+        return any(_fits(value, one) for one in inside)
+    if not isinstance(wanted, type):
+        return True # an annotation that is no type says nothing
+    if isinstance(value, bool):
+        return wanted is bool
+    return isinstance(value, (int, float) if wanted is float else wanted)
+
 # %% ../../nbs/tasks/06d_saved_runs.ipynb #cba7ef56
 def _setting_problem(saved, name, f):
     "What is wrong with one setting, or None."
@@ -128,26 +142,12 @@ def _saved_settings(file):
         raise CheckpointError("; ".join(wrong), where=str(file), remedy=_RESTORE)
     return kind, {name: saved[name] for name in wanted if name in saved}
 
-_ELSEWHERE = { # where the tasks of this book are defined; they are imported when a run asks for them
+_ELSEWHERE = { # where the tasks of this book are; imported when a run asks for them
     "TextClassification": "sftbook.tasks.text_classification",
     "TokenClassification": "sftbook.tasks.token_classification",
     "MaskedLanguageModelling": "sftbook.tasks.masked_language_modelling",
     "LinearTextClassification": "sftbook.tasks.linear",
     "MultiLabelClassification": "sftbook.tasks.multi_label"}
-
-# %% ../../nbs/tasks/06d_saved_runs.ipynb #c844b0b1
-def _fits(value, wanted):
-    "Whether a value read from JSON is of a declared type."
-    inside = get_args(wanted)
-    if get_origin(wanted) is list:
-        return isinstance(value, list) and all(_fits(v, inside[0]) for v in value)
-    if inside:
-        return any(_fits(value, one) for one in inside)
-    if not isinstance(wanted, type):
-        return True # an annotation that is no type says nothing
-    if isinstance(value, bool):
-        return wanted is bool
-    return isinstance(value, (int, float) if wanted is float else wanted)
 
 # %% ../../nbs/tasks/06d_saved_runs.ipynb #abab63ee
 def load_run(folder:str|Path, # of a saved run

@@ -21,7 +21,7 @@ from ..evaluation.scores import fit_temperature
 from ..model import (check_max_length, head_inputs, init_classifier, load_tokenizer,
                            output_layer)
 from ..preprocessing.encoding import encode_texts, pad_batch
-from .protocol import infer_rows, predict, Task
+from .protocol import _without_row, infer_rows, predict, Task
 
 # %% ../../nbs/tasks/06a_text_classification.ipynb #cf214c07
 @dataclass
@@ -96,8 +96,7 @@ class TextClassification(ClassAnswers, Task):
         return features
 
     def collate(self, features):
-        features = [{k: v for k, v in f.items() if k != "row"} for f in features]
-        return pad_batch(features, {"input_ids": self.tokenizer.pad_token_id})
+        return pad_batch(_without_row(features), {"input_ids": self.tokenizer.pad_token_id})
 
     def init_model(self):
         check_max_length(self.checkpoint, self.max_length)
@@ -132,7 +131,9 @@ def pooled_features(task:Task, # a classification task
                    ) -> np.ndarray: # (rows, hidden), what the output layer sees
     "Run the body over all rows, once, and return what goes into the output layer."
     with head_inputs(model) as seen:
-        read = lambda scores: list(seen.pop().float().cpu().numpy())
+        def read(scores):
+            return list(seen.pop().float().cpu().numpy())
+
         return np.stack(infer_rows(task, model, rows.select_columns("text"), read))
 
 # %% ../../nbs/tasks/06a_text_classification.ipynb #38eb3944
@@ -161,7 +162,7 @@ def fit_head(model:nn.Module, # its output layer is set in place
 # %% ../../nbs/tasks/06a_text_classification.ipynb #69409119
 @torch.no_grad()
 def _set_layer(layer, classes, weight, bias, lowest):
-    "Weights and biases of the classes that have rows; the others get no weight and the lowest bias."
+    "Set the classes that have rows; the others get no weight and the lowest bias."
     layer.weight.zero_()
     layer.weight[classes] = torch.tensor(weight, dtype=torch.float32)
     if layer.bias is None:

@@ -17,18 +17,21 @@ from ..evaluation.entities import entity_report, entity_spans
 from ..model import check_max_length, load_model, load_tokenizer
 from ..tagged import _ODD_TAG, split_words, tag_scheme, to_iob2, word_spans
 from ..preprocessing.encoding import pad_batch
-from .protocol import Task
+from .protocol import _without_row, Task
 
 # %% ../../nbs/tasks/06b_token_classification.ipynb #892d9f35
 def _tag_names(rows, labels=None):
     "Names of the tags of each row; numbers without names are those of `labels`, or stay."
     _check_tag_column(rows)
     names = getattr(rows.features["ner_tags"].feature, "names", labels)
-    if names is None and any(not isinstance(t, str) for row in rows["ner_tags"] for t in row):
+    known = dict(enumerate(names or []))
+    tags = []
+    for row in rows["ner_tags"]:
+        tags.append([known.get(tag, tag) for tag in row])
+    if names is None and not all(isinstance(tag, str) for row in tags for tag in row):
         raise DataError("the tags are numbers without names", where="ner_tags",
                         remedy="give names, or a ClassLabel")
-    known = dict(enumerate(names or []))
-    return [[t if isinstance(t, str) else known.get(t, t) for t in row] for row in rows["ner_tags"]]
+    return tags
 
 # %% ../../nbs/tasks/06b_token_classification.ipynb #2451bf28
 def _check_tag_column(rows):
@@ -51,7 +54,7 @@ def iob2_rows(rows, # with `ner_tags`: names, or ids of a ClassLabel, in any sch
     kinds = sorted({tag[2:] for row in tags for tag in row if tag != "O"})
     names = ["O", *(f"{position}-{kind}" for kind in kinds for position in "BI")]
     ids = {name: i for i, name in enumerate(names)}
-    column = [[ids[tag] for tag in row] for row in tags]
+    column = [list(map(ids.get, row)) for row in tags]
     feature = List(ClassLabel(names=names))
     return rows.remove_columns("ner_tags").add_column("ner_tags", column, feature=feature)
 
@@ -87,7 +90,7 @@ def _word_starts(word_ids, words):
 
 # %% ../../nbs/tasks/06b_token_classification.ipynb #fc3435b9
 def _parts(tokens, pieces, room):
-    "Where a sentence is cut, so that each part has at most `room` pieces: (first, behind the last)."
+    "Where a sentence is cut into parts of at most `room` pieces: (first, behind the last)."
     cuts, start, used = [], 0, 0
     for i, n in enumerate(pieces):
         if used + n > room and i > start:
@@ -145,7 +148,7 @@ def _piece_counts(tokenizer, tokens):
     with quiet():
         encoded = tokenizer(tokens, is_split_into_words=True, truncation=False)
     found = [Counter(e.word_ids) for e in encoded.encodings]
-    return [[count[i] for i in range(len(words))] for count, words in zip(found, tokens)]
+    return [list(map(count.__getitem__, range(len(words)))) for count, words in zip(found, tokens)]
 
 def _check_pieces(counts):
     "Refuse words that a model could not see while it learns."
@@ -212,9 +215,26 @@ class _TaggedAnswers:
         return [_entities(text, tags) if isinstance(text, str) else tags
                 for text, tags in zip(texts, predictions)]
 
+# %% ../../nbs/tasks/06b_token_classification.ipynb #a3dcfc59
+class _WordScores:
+    "How a tagger's model is asked, and what its answers cost."
+    def infer(self, model, batch):
+        "Scores of words (batch, words, tags), and where each begins: -1 padding, -2 no piece."
+        read = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")}
+        logits = model(**read).logits
+        starts = batch["word_starts"]
+        index = starts.clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1])
+        return logits.gather(1, index), starts
+
+    def loss(self, model, batch):
+        scores, starts = self.infer(model, batch)
+        words = starts >= 0
+        scores, tags = scores[words].float(), batch["labels"][words]
+        return nn.functional.cross_entropy(scores, tags, reduction="sum"), int(words.sum())
+
 # %% ../../nbs/tasks/06b_token_classification.ipynb #0f2be17b
 @dataclass
-class TokenClassification(_TaggedRows, _TaggedAnswers, Task):
+class TokenClassification(_TaggedRows, _TaggedAnswers, _WordScores, Task):
     "One IOB2 tag a word. Rows have `tokens` and, to train or measure, `ner_tags`."
     labels:list[str] # tags in the order of their ids, such as O, B-PER, I-PER
     checkpoint:str = "minilm" # what to start from
@@ -234,24 +254,10 @@ class TokenClassification(_TaggedRows, _TaggedAnswers, Task):
         return _tagged_features(self, rows)
     def collate(self, features):
         fill = {"input_ids": self.tokenizer.pad_token_id, "word_starts": -1, "labels": -100}
-        return pad_batch([{k: v for k, v in f.items() if k != "row"} for f in features], fill)
+        return pad_batch(_without_row(features), fill)
 
     def init_model(self):
         check_max_length(self.checkpoint, self.max_length)
         names = dict(enumerate(self.labels))
         return load_model("AutoModelForTokenClassification", self.checkpoint, num_labels=len(names),
                           id2label=names, label2id={v: k for k, v in names.items()})
-
-    def infer(self, model, batch):
-        "Scores of words (batch, words, tags), and where each begins: -1 padding, -2 no piece."
-        read = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")}
-        logits = model(**read).logits
-        starts = batch["word_starts"]
-        index = starts.clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1])
-        return logits.gather(1, index), starts
-
-    def loss(self, model, batch):
-        scores, starts = self.infer(model, batch)
-        words = starts >= 0
-        scores, tags = scores[words].float(), batch["labels"][words]
-        return nn.functional.cross_entropy(scores, tags, reduction="sum"), int(words.sum())
