@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import time
+import unicodedata
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -130,14 +132,80 @@ def test_page_is_quiet_and_asks_no_host(browser, page):
     assert logs(browser) == ([], [])
 
 
-@pytest.mark.parametrize("page", [*PAGES, "search"])
-def test_page_fits_a_phone(browser, page):
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=390, height=844, deviceScaleFactor=1, mobile=True))
+@contextmanager
+def window(browser, width, height):
+    "A window of this size; below 500 pixels a phone's."
+    size = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
-        visit(browser, page + ".html")
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        yield
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+# Every block of code or printed text of a page: how much room a line has, how wide 100 characters
+# are in its font, and, where something is cut, the text.
+BLOCKS = """
+document.querySelectorAll('details').forEach(details => details.open = true);
+const blocks = [...document.querySelectorAll('.bd-article pre')];
+return blocks.filter(pre => !pre.closest('.mermaid, .lm-Widget') && pre.clientWidth).map(pre => {
+    const style = getComputedStyle(pre), ruler = document.createElement('span');
+    ruler.style.cssText = 'position: absolute; visibility: hidden; white-space: pre';
+    ruler.textContent = 'x'.repeat(100);
+    pre.append(ruler);
+    const hundred = ruler.getBoundingClientRect().width;
+    ruler.remove();
+    const box = pre.closest('.cell_output') || pre;
+    const cut = pre.scrollWidth > pre.clientWidth || box.scrollWidth > box.clientWidth;
+    return {room: pre.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight),
+            hundred: hundred, size: parseFloat(style.fontSize), text: cut ? pre.textContent : ''};
+});
+"""
+
+
+def columns(line):
+    "How wide a line is in characters; a Chinese one has two columns."
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in line)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_hundred_characters_are_seen_whole(browser, page):
+    with window(browser, 1280, 900):
+        visit(browser, page + ".html")
+        until(browser, "document.readyState === 'complete'")
+        assert browser.execute_script("""return getComputedStyle(document.querySelector(
+            '.bd-sidebar-primary')).visibility""") == "visible"
+        for block in browser.execute_script(BLOCKS):
+            assert block["hundred"] <= block["room"] and block["size"] >= 13, block
+            longest = max(map(columns, block["text"].splitlines()), default=0)
+            assert not block["text"] or longest > 100, f"cut at {longest} columns: {block['text']}"
+
+
+def test_the_contents_of_a_page_stand_beside_it_or_open_as_a_drawer(browser):
+    contents = "document.querySelector('.bd-sidebar-secondary')"
+    place = f"{contents}.getBoundingClientRect()"
+    with window(browser, 1500, 900):
+        visit(browser, "04_trainer.html")
+        assert browser.execute_script(f"return {place}.right") <= 1500
+        blocks = browser.execute_script(BLOCKS)
+        assert all(block["hundred"] <= block["room"] for block in blocks)
+    with window(browser, 1280, 900):
+        visit(browser, "04_trainer.html")
+        assert browser.execute_script(f"return getComputedStyle({contents}).visibility") == "hidden"
+        browser.find_element("css selector", "button.secondary-toggle").click()
+        until(browser, f"getComputedStyle({contents}).visibility === 'visible'")
+        until(browser, f"0 < {place}.left && {place}.right <= innerWidth")
+
+
+@pytest.mark.parametrize("page", [*PAGES, "search"])
+def test_page_fits_a_phone(browser, page):
+    with window(browser, 390, 844):
+        visit(browser, page + ".html")
+        width, room = browser.execute_script(
+            "return [document.documentElement.scrollWidth, innerWidth]")
+        assert width <= room == 390
+        blocks = browser.execute_script(BLOCKS)
+        assert all(block["size"] >= 13 and block["room"] <= 390 for block in blocks)
 
 
 def test_search_finds_trainer(browser):
