@@ -115,8 +115,8 @@ def test_reached_code_changes_the_name(name, module, pairs):
 
 
 @pytest.mark.parametrize("cells", [
-    ["from sftbook.use import distance", "# so far\ndistance(\n    3,\n    4,\n)", "#| slow\ndistance(5, 6)"],
-    ["#| hide\nfrom sftbook.use import distance", "#| label: x\ndistance(3, 4)", "# 1", "#| slow\ndistance(5,6)"],
+    [NOTEBOOK[0], "# so far\ndistance(\n    3,\n    4,\n)", NOTEBOOK[2]],
+    ["#| hide\n" + NOTEBOOK[0], "#| label: x\ndistance(3, 4)", "# 1", "#| slow\ndistance(5,6)"],
 ])
 def test_layout_of_cells_keeps_the_name(name, cells):
     assert name(cells=cells) == name()
@@ -140,8 +140,9 @@ def test_a_definition_that_moves_keeps_the_name(name):
     assert name(use=relative) == name()
 
 
-@pytest.mark.parametrize("cell", ["from sftbook import use", "import sftbook.use", "import sftbook.use as u",
-                                  "from sftbook.use import *", "import_module('sftbook.use')"])
+@pytest.mark.parametrize("cell", [
+    "from sftbook import use", "import sftbook.use", "import sftbook.use as u",
+    "from sftbook.use import *", "import_module('sftbook.use')"])
 def test_a_module_that_is_imported_whole_counts_whole(name, cell):
     changed_use = USE.replace("distance(0, 1) + 1", "distance(0, 1) + 2")
     assert name(cells=[cell]) != name(cells=[cell], use=changed_use)
@@ -149,7 +150,8 @@ def test_a_module_that_is_imported_whole_counts_whole(name, cell):
 
 def test_imports_inside_functions_count(name):
     late = 'def distance(x, y):\n    from sftbook.units import unit\n    return unit()\n'
-    assert name(use=late, units="def unit(): return 2.\n") != name(use=late, units="def unit(): return 3.\n")
+    units = "def unit(): return 2.\n"
+    assert name(use=late, units=units) != name(use=late, units=units.replace("2", "3"))
 
 
 def test_the_command_and_its_help_count(name):
@@ -176,8 +178,8 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "sftbook" / "use.py").write_text("def double(x): return 2*x\n")
     (tmp_path / "nbs").mkdir()
     sources = ["from sftbook.use import double", "double(4)"]
-    cells = [dict(cell_type="code", execution_count=None, id=f"c{i}", metadata={}, outputs=[], source=[s])
-             for i, s in enumerate(sources)]
+    cells = [dict(cell_type="code", execution_count=None, id=f"c{i}", metadata={}, outputs=[],
+                  source=[source]) for i, source in enumerate(sources)]
     path = tmp_path / "nbs" / "10_some.ipynb"
     path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
     monkeypatch.setattr(book, "ROOT", tmp_path)

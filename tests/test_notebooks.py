@@ -1,5 +1,6 @@
-"""Every notebook runs from top to bottom in the profile `quick`, by nbdev's own `test_nb`, each in a
-process of its own, and says nothing on stderr."""
+"""Every notebook runs from top to bottom in the profile `quick`, by nbdev's own `test_nb`, each in
+a process of its own, and says nothing on stderr."""
+import json
 import os
 import subprocess
 import sys
@@ -40,7 +41,11 @@ def run(path):
                           capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(NBS).with_suffix("").as_posix())
+def name(path):
+    return path.relative_to(NBS).with_suffix("").as_posix()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_notebook(path):
     done = run(path)
     assert done.returncode == 0 and not done.stderr, done.stdout[-4000:] + done.stderr[-6000:]
@@ -48,10 +53,8 @@ def test_notebook(path):
 
 def notebook(folder, *sources):
     "A notebook with these cells."
-    import json
-
-    cells = [dict(cell_type="code", execution_count=None, id=f"cell{i}", metadata={}, outputs=[], source=s)
-             for i, s in enumerate(sources)]
+    cells = [dict(cell_type="code", execution_count=None, id=f"cell{i}", metadata={}, outputs=[],
+                  source=source) for i, source in enumerate(sources)]
     path = folder / "some.ipynb"
     path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
     return path

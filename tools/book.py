@@ -4,14 +4,14 @@
     python tools/book.py 04_trainer ...  these, changed or not
     python tools/book.py --check         say which saved outputs are stale; exit code 1 if any is
     python tools/book.py --stamp 04_trainer ...
-                                         run nothing: say that the saved outputs belong to the code as
-                                         it is now. Only for changes that cannot change what is printed;
-                                         the reason belongs into the commit's message.
 
-The code of an output is the notebook's own and what it reaches in the package (tools/reach.py). Two
-notebooks run at a time, each in a process of its own and in the profile `full`, the longest first. A
-notebook is written as soon as it is done, so that a stopped run goes on where it was; one that fails is
-left as it was.
+The last runs nothing: it says that the saved outputs belong to the code as it is now. It is for
+changes that cannot change what is printed; the reason belongs into the commit's message.
+
+The code of an output is the notebook's own and what it reaches in the package (tools/reach.py).
+Two notebooks run at a time, each in a process of its own and in the profile `full`, the longest
+first. A notebook is written as soon as it is done, so that a stopped run goes on where it was; one
+that fails is left as it was.
 """
 import argparse
 import json
@@ -87,7 +87,7 @@ def what_changed(nb, path):
 
 
 def tidy(output):
-    "What a reader wants: no addresses of objects, no folders of this machine, no progress on stderr."
+    "What a reader wants: no addresses of objects, no folders of a machine, no progress bars."
     if output.output_type == "stream" and output.name == "stderr":
         return None
     if output.output_type == "stream":
@@ -149,7 +149,7 @@ def run(path):
 
 
 def keep_metadata(nb, path, seconds):
-    "What a notebook keeps: kernel, widgets that are shown, which code printed the outputs and how long."
+    "What a notebook keeps: kernel, widgets that are shown, which code ran and how long."
     outputs = [o for cell in nb.cells if cell.cell_type == "code" for o in cell.outputs]
     shown = any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs)
     kept = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"},
@@ -164,9 +164,10 @@ def write(nb, path):
     for cell in nb.cells:
         for output in cell.get("outputs", []):
             for kind, data in output.get("data", {}).items():
-                if isinstance(data, str):  # text as lines, an image as one string, as nbdev_clean has it
-                    is_text = kind.startswith("text/")
-                    output.data[kind] = data.splitlines(keepends=True) if is_text else data.rstrip("\n")
+                if isinstance(data, str) and kind.startswith("text/"):
+                    output.data[kind] = data.splitlines(keepends=True)
+                elif isinstance(data, str):  # an image is one string, or nbdev_clean cannot read it
+                    output.data[kind] = data.rstrip("\n")
             if output.output_type == "stream":
                 output.text = output.text.splitlines(keepends=True)
         cell.source = cell.source.splitlines(keepends=True)

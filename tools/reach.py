@@ -1,9 +1,10 @@
 """Which code printed an output: a notebook's own, and all of the package that it reaches.
 
-The name of that code is made from syntax trees. Comments, docstrings, annotations and line breaks do
-not count, nor does the module in which a definition stands: code that is only laid out anew or moved
-keeps its name. What a notebook reaches are the definitions it imports from the package and, one after
-the other, all that their names stand for. Where a name could mean two things, both are taken.
+The name of that code is made from syntax trees. Comments, docstrings, annotations and line breaks
+do not count, nor does the module in which a definition stands: code that is only laid out anew or
+moved keeps its name. What a notebook reaches are the definitions it imports from the package and,
+one after the other, all that their names stand for. Where a name could mean two things, both are
+taken.
 """
 import ast
 import hashlib
@@ -14,7 +15,8 @@ from pathlib import Path
 
 PACKAGE = "sftbook"
 EVERYTHING = "*"
-DIRECTIVES = re.compile(r"^#\|\s*(eval:\s*false|slow|gpu)\s*$", re.MULTILINE)  # those that change outputs
+# the directives that change outputs
+DIRECTIVES = re.compile(r"^#\|\s*(eval:\s*false|slow|gpu)\s*$", re.MULTILINE)
 MAGIC = re.compile(r"^\s*[%!].*$", re.MULTILINE)
 
 
@@ -26,8 +28,8 @@ def digest(text, length=16):
 
 def is_command(node):
     "A command's docstring is its help, which is printed."
-    return any(isinstance(d, ast.Call) and isinstance(d.func, ast.Attribute) and d.func.attr == "command"
-               for d in getattr(node, "decorator_list", []))
+    called = [d.func for d in getattr(node, "decorator_list", []) if isinstance(d, ast.Call)]
+    return any(isinstance(f, ast.Attribute) and f.attr == "command" for f in called)
 
 
 def is_text(statement):
@@ -267,7 +269,7 @@ class Package:
     def name(self, sources, folder=None):
         """{"code": the name of all the code, "parts": {part: its name}} of a notebook's cells.
 
-        `folder` is where the notebook stands: a small file beside it that its code names counts too.
+        `folder` is where the notebook stands: a file beside it that its code names counts too.
         """
         trees = [notebook_tree(source) for source in sources]
         whole = ast.Module([statement for tree in trees for statement in tree.body], [])
@@ -279,14 +281,15 @@ class Package:
         parts["files"] = {digest(path.read_text(encoding="utf-8"))
                           for path in named_files(whole, folder)}
         everything = sorted({line for lines in parts.values() for line in lines})
-        short = {part: digest("\n".join(sorted(lines)), 6) for part, lines in parts.items() if lines}
-        return {"code": digest("\n".join(everything)), "parts": dict(sorted(short.items()))}
+        short = {part: digest("\n".join(sorted(parts[part])), 6) for part in sorted(parts)
+                 if parts[part]}
+        return {"code": digest("\n".join(everything)), "parts": short}
 
 
 # ---- a notebook
 
 def notebook_tree(source):
-    "A cell's tree; a line for the shell that calls the package's command reaches the command's module."
+    "A cell's tree; a line for the shell that names the package reaches its command."
     shell = "\n".join(MAGIC.findall(source))
     if source.startswith("%%"):
         shell, source = source, ""
@@ -297,7 +300,7 @@ def notebook_tree(source):
 
 
 def cell_text(source, tree):
-    "A cell as text: directives that change what is run, its tree, and a semicolon that keeps it quiet."
+    "A cell as text: its tree, directives that change what is run, a semicolon that hides a value."
     if not tree.body and not MAGIC.search(source):
         return ""
     special = [*DIRECTIVES.findall(source), *MAGIC.findall(source)]

@@ -43,7 +43,9 @@ def main():
     text = "\n\n".join(parts) + "\n\n<!-- made from nbs/index.ipynb by `make readme` -->\n"
     readme = ROOT / "README.md"
     if "--check" in sys.argv:
-        sys.exit(0 if readme.read_text(encoding="utf-8") == text else "README.md is not what nbs/index.ipynb says; run `make readme`")
+        if readme.read_text(encoding="utf-8") != text:
+            sys.exit("README.md is not what nbs/index.ipynb says; run `make readme`")
+        return
     readme.write_text(text, encoding="utf-8")
 
 
