@@ -7,7 +7,9 @@ import sys
 import time
 import unicodedata
 from contextlib import contextmanager
+from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -17,6 +19,7 @@ SITE = ROOT / "_docs"
 sys.path.insert(0, str(ROOT / "tools" / "site"))
 
 import chapters  # noqa: E402
+import forwards  # noqa: E402
 
 CONTENTS = yaml.safe_load((ROOT / "nbs" / "sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
 PAGES = [name.removesuffix(".ipynb") for entry in CONTENTS for name in (entry["contents"] if isinstance(entry, dict) else [entry])]
@@ -64,6 +67,29 @@ def test_missing_and_unnamed_chapters_are_refused(tmp_path):
     (tmp_path / "11_new.ipynb").write_text("{}")
     with pytest.raises(chapters.SiteError, match="does not name: 11_new.ipynb"):
         chapters.read_sidebar(tmp_path)
+
+
+def test_moved_pages_lead_to_pages_that_exist():
+    moved = {"02_old": "parts/02_new", "03_stays": "parts/03_new"}
+    pages = {"index", "03_stays", "parts/02_new"}
+    assert forwards.forwarding(moved, pages) == {"02_old": "parts/02_new"}
+    with pytest.raises(chapters.SiteError, match="03_stays -> parts/03_new"):
+        forwards.forwarding(moved, pages - {"03_stays"})
+
+
+def test_the_table_of_moved_pages_is_in_order():
+    moved = forwards.read_moved(ROOT / "nbs")
+    assert not set(moved.values()) & set(moved), "a page that moved twice leads to where it is now"
+    forwards.forwarding(moved, set(PAGES))
+
+
+def test_pages_of_chapters_that_are_gone_are_removed(tmp_path):
+    for name in ("index", "gone", "a/gone", "a/kept", "search", "_static/embed"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.html").write_text("")
+    forwards.remove_old_pages(tmp_path, {"index", "a/kept"})
+    left = {p.relative_to(tmp_path).with_suffix("").as_posix() for p in tmp_path.rglob("*.html")}
+    assert left == {"index", "a/kept", "search", "_static/embed"}
 
 
 # ---- the built site
@@ -206,6 +232,44 @@ def test_page_fits_a_phone(browser, page):
         assert width <= room == 390
         blocks = browser.execute_script(BLOCKS)
         assert all(block["size"] >= 13 and block["room"] <= 390 for block in blocks)
+
+
+@pytest.fixture
+def moved(site):
+    "{old address: page}: what has moved, and two that are made up, one of them in a folder."
+    made_up = {"gone/99_gone": "04_trainer", "99_gone": "foundations/13_transformer"}
+    forwards.write_forwards(site, made_up)
+    yield {**forwards.forwarding(forwards.read_moved(ROOT / "nbs"), set(PAGES)), **made_up}
+    shutil.rmtree(site / "gone")
+    (site / "99_gone.html").unlink()
+
+
+def test_old_addresses_forward(browser, moved):
+    for old, new in moved.items():
+        visit(browser, f"{old}.html#exercises")
+        until(browser, f"location.pathname.endsWith({json.dumps(f'/{new}.html')})")
+        assert browser.execute_script("return location.hash") == "#exercises"
+        until(browser, "document.querySelector('.bd-article h1')")
+
+
+LINK = re.compile(r'<a\b[^>]*?\bhref="([^"#?]*)(?:\?[^"#]*)?(#[^"]*)?"')
+
+
+def test_every_link_leads_somewhere(site):
+    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")
+             if not path.relative_to(site).parts[0].startswith("_")}
+    anchors = {path: set(re.findall(r'\b(?:id|name)="([^"]+)"', text)) for path, text in pages.items()}
+    broken = set()
+    for path, text in pages.items():
+        for target, anchor in LINK.findall(text):
+            if "://" in target or target.startswith("mailto:"):
+                continue
+            where = (path.parent / unquote(target)).resolve() if target else path
+            if not where.exists():
+                broken.add(f"{path.relative_to(site)}: {target}")
+            elif anchor and where in anchors and unescape(unquote(anchor[1:])) not in anchors[where]:
+                broken.add(f"{path.relative_to(site)}: {target}{anchor}")
+    assert not {b for b in broken if not b.endswith("#")}, sorted(broken)
 
 
 def test_search_finds_trainer(browser):
