@@ -8,7 +8,7 @@ PROJECT := setup.py settings.ini pyproject.toml constraints.txt
 
 .PHONY: quickstart test book docs lint lab readme hooks clean help
 help:
-	@echo "make quickstart   fine-tune a real model on real news, from nothing"
+	@echo "make quickstart   fine-tune a real model on real news titles, from nothing"
 	@echo "make test         everything that is checked before a change lands"
 	@echo "make lab          open the notebooks in JupyterLab"
 	@echo "make docs         build the site into _docs/"
@@ -36,7 +36,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 quickstart: $(VENV)/installed
 	@$(BIN)/sftbook fetch bbc-news
 	@$(BIN)/sftbook fetch minilm
-	@$(BIN)/sftbook train --data bbc-news --output runs/news --max-length 128 --epochs 1 --overwrite
+	@$(BIN)/sftbook train --data bbc-news --text title --output runs/news --overwrite
 
 test: $(VENV)/installed-dev lint
 	@$(BIN)/python -m pytest

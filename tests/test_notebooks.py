@@ -1,4 +1,6 @@
-"Every notebook runs from top to bottom in the profile `quick`, each in a process of its own, and says nothing on stderr."
+"""Every notebook runs from top to bottom in the profile `quick`, by nbdev's own `test_nb`, each in
+a process of its own, and says nothing on stderr."""
+import json
 import os
 import subprocess
 import sys
@@ -6,31 +8,63 @@ from pathlib import Path
 
 import pytest
 
-NBS = Path(__file__).parent.parent / "nbs"
+ROOT = Path(__file__).parent.parent
+NBS = ROOT / "nbs"
 NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 
+# test_nb says whether all went well, and keeps what the cells wrote on stderr to itself
 RUN = """
 import sys
-import matplotlib
-matplotlib.use("agg")
-from execnb.nbio import read_nb
-from execnb.shell import CaptureShell
-import re
+from pathlib import Path
+import nbdev.test
 
-skip = re.compile(r"^#[|]\\s*(eval:\\s*false|slow|gpu)\\s*$", re.MULTILINE)
-nb, shell = read_nb(sys.argv[1]), CaptureShell(sys.argv[2])
-nb.cells = [c for c in nb.cells if not (c.cell_type == "code" and skip.search(c.source))]
-said = []
-shell.run_all(nb, exc_stop=True)
-for cell in nb.cells:
-    for output in cell.get("outputs", []):
-        if output.get("name") == "stderr": said.append("".join(output["text"]))
-if said: sys.exit("on stderr: " + "".join(said))
+class Kept(nbdev.test.NBProcessor):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        Kept.notebook = self.nb
+
+nbdev.test.NBProcessor = Kept
+config = nbdev.test.get_config()
+skipped = config.tst_flags.split()
+passed, _ = nbdev.test.test_nb(Path(sys.argv[1]), skip_flags=skipped, basepath=config.config_path)
+outputs = [output for cell in Kept.notebook.cells for output in cell.get("outputs", [])]
+said = ["".join(output["text"]) for output in outputs if output.get("name") == "stderr"]
+print(*said, file=sys.stderr, end="")
+sys.exit(not passed)
 """
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(NBS).with_suffix("").as_posix())
+def run(path):
+    "The finished process that ran a notebook."
+    environment = {**os.environ, "SFTBOOK_PROFILE": "quick", "TOKENIZERS_PARALLELISM": "false"}
+    return subprocess.run([sys.executable, "-c", RUN, str(path)], env=environment, cwd=ROOT,
+                          capture_output=True, text=True)
+
+
+def name(path):
+    return path.relative_to(NBS).with_suffix("").as_posix()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_notebook(path):
-    env = {**os.environ, "SFTBOOK_PROFILE": "quick", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([sys.executable, "-c", RUN, str(path), str(path.parent)], env=env, cwd=path.parent, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-6000:]
+    done = run(path)
+    assert done.returncode == 0 and not done.stderr, done.stdout[-4000:] + done.stderr[-6000:]
+
+
+def notebook(folder, *sources):
+    "A notebook with these cells."
+    cells = [dict(cell_type="code", execution_count=None, id=f"cell{i}", metadata={}, outputs=[],
+                  source=source) for i, source in enumerate(sources)]
+    path = folder / "some.ipynb"
+    path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    return path
+
+
+@pytest.mark.parametrize("source, said", [
+    ("1/0", "ZeroDivisionError"),
+    ("import sys; print('odd', file=sys.stderr)", "odd"),
+    ("import warnings; warnings.warn('strange')", "strange"),
+])
+def test_a_notebook_that_fails_or_warns_is_noticed(tmp_path, source, said):
+    done = run(notebook(tmp_path, "#| slow\n2/0", "#| eval: false\n3/0", "4 + 4", source))
+    assert said in done.stderr and "2/0" not in done.stderr and "3/0" not in done.stderr

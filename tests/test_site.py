@@ -5,7 +5,11 @@ import shutil
 import subprocess
 import sys
 import time
+import unicodedata
+from contextlib import contextmanager
+from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -15,6 +19,7 @@ SITE = ROOT / "_docs"
 sys.path.insert(0, str(ROOT / "tools" / "site"))
 
 import chapters  # noqa: E402
+import forwards  # noqa: E402
 
 CONTENTS = yaml.safe_load((ROOT / "nbs" / "sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
 PAGES = [name.removesuffix(".ipynb") for entry in CONTENTS for name in (entry["contents"] if isinstance(entry, dict) else [entry])]
@@ -62,6 +67,29 @@ def test_missing_and_unnamed_chapters_are_refused(tmp_path):
     (tmp_path / "11_new.ipynb").write_text("{}")
     with pytest.raises(chapters.SiteError, match="does not name: 11_new.ipynb"):
         chapters.read_sidebar(tmp_path)
+
+
+def test_moved_pages_lead_to_pages_that_exist():
+    moved = {"02_old": "parts/02_new", "03_stays": "parts/03_new"}
+    pages = {"index", "03_stays", "parts/02_new"}
+    assert forwards.forwarding(moved, pages) == {"02_old": "parts/02_new"}
+    with pytest.raises(chapters.SiteError, match="03_stays -> parts/03_new"):
+        forwards.forwarding(moved, pages - {"03_stays"})
+
+
+def test_the_table_of_moved_pages_is_in_order():
+    moved = forwards.read_moved(ROOT / "nbs")
+    assert not set(moved.values()) & set(moved), "a page that moved twice leads to where it is now"
+    forwards.forwarding(moved, set(PAGES))
+
+
+def test_pages_of_chapters_that_are_gone_are_removed(tmp_path):
+    for name in ("index", "gone", "a/gone", "a/kept", "search", "_static/embed"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.html").write_text("")
+    forwards.remove_old_pages(tmp_path, {"index", "a/kept"})
+    left = {p.relative_to(tmp_path).with_suffix("").as_posix() for p in tmp_path.rglob("*.html")}
+    assert left == {"index", "a/kept", "search", "_static/embed"}
 
 
 # ---- the built site
@@ -130,14 +158,135 @@ def test_page_is_quiet_and_asks_no_host(browser, page):
     assert logs(browser) == ([], [])
 
 
-@pytest.mark.parametrize("page", [*PAGES, "search"])
-def test_page_fits_a_phone(browser, page):
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=390, height=844, deviceScaleFactor=1, mobile=True))
+@contextmanager
+def window(browser, width, height):
+    "A window of this size; below 500 pixels a phone's."
+    size = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
-        visit(browser, page + ".html")
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        yield
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+# Every block of code or printed text of a page: how much room a line has, how wide 100 characters
+# are in its font, and, where something is cut, the text.
+BLOCKS = """
+document.querySelectorAll('details').forEach(details => details.open = true);
+const ruler = document.createElement('span'), widths = {};
+ruler.style.cssText = 'position: absolute; visibility: hidden; white-space: pre';
+ruler.textContent = 'x'.repeat(100);
+function hundred(pre, font) {  // measured once for each font: every change lays out the page anew
+    if (!(font in widths)) {
+        pre.append(ruler);
+        widths[font] = ruler.getBoundingClientRect().width;
+        ruler.remove();
+    }
+    return widths[font];
+}
+const blocks = [...document.querySelectorAll('.bd-article pre')];
+return blocks.filter(pre => !pre.closest('.mermaid, .lm-Widget') && pre.clientWidth).map(pre => {
+    const style = getComputedStyle(pre), box = pre.closest('.cell_output') || pre;
+    const cut = pre.scrollWidth > pre.clientWidth || box.scrollWidth > box.clientWidth;
+    return {room: pre.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight),
+            hundred: hundred(pre, style.font), size: parseFloat(style.fontSize),
+            text: cut ? pre.textContent : ''};
+});
+"""
+
+
+def columns(line):
+    "How wide a line is in characters; a Chinese one has two columns."
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in line)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_hundred_characters_are_seen_whole(browser, page):
+    with window(browser, 1280, 900):
+        visit(browser, page + ".html")
+        until(browser, "document.readyState === 'complete'")
+        assert browser.execute_script("""return getComputedStyle(document.querySelector(
+            '.bd-sidebar-primary')).visibility""") == "visible"
+        for block in browser.execute_script(BLOCKS):
+            assert block["hundred"] <= block["room"] and block["size"] >= 13, block
+            longest = max(map(columns, block["text"].splitlines()), default=0)
+            assert not block["text"] or longest > 100, f"cut at {longest} columns: {block['text']}"
+
+
+def test_the_contents_of_a_page_stand_beside_it_or_open_as_a_drawer(browser):
+    contents = "document.querySelector('.bd-sidebar-secondary')"
+    place = f"{contents}.getBoundingClientRect()"
+    with window(browser, 1500, 900):
+        visit(browser, "04_trainer.html")
+        assert browser.execute_script(f"return {place}.right") <= 1500
+        blocks = browser.execute_script(BLOCKS)
+        assert all(block["hundred"] <= block["room"] for block in blocks)
+    with window(browser, 1280, 900):
+        visit(browser, "04_trainer.html")
+        assert browser.execute_script(f"return getComputedStyle({contents}).visibility") == "hidden"
+        browser.find_element("css selector", "button.secondary-toggle").click()
+        until(browser, f"getComputedStyle({contents}).visibility === 'visible'")
+        until(browser, f"0 < {place}.left && {place}.right <= innerWidth")
+
+
+@pytest.mark.parametrize("page", [*PAGES, "search"])
+def test_page_fits_a_phone(browser, page):
+    with window(browser, 390, 844):
+        visit(browser, page + ".html")
+        width, room = browser.execute_script(
+            "return [document.documentElement.scrollWidth, innerWidth]")
+        assert width <= room == 390
+        blocks = browser.execute_script(BLOCKS)
+        assert all(block["size"] >= 13 and block["room"] <= 390 for block in blocks)
+
+
+@pytest.fixture
+def moved(site):
+    "{old address: page}: what has moved, and two that are made up, one of them in a folder."
+    made_up = {"gone/99_gone": "04_trainer", "99_gone": "foundations/13_transformer"}
+    forwards.write_forwards(site, made_up)
+    yield {**forwards.forwarding(forwards.read_moved(ROOT / "nbs"), set(PAGES)), **made_up}
+    shutil.rmtree(site / "gone")
+    (site / "99_gone.html").unlink()
+
+
+def test_old_addresses_forward(browser, moved):
+    for old, new in moved.items():
+        visit(browser, f"{old}.html#exercises")
+        until(browser, f"location.pathname.endsWith({json.dumps(f'/{new}.html')})")
+        assert browser.execute_script("return location.hash") == "#exercises"
+        until(browser, "document.querySelector('.bd-article h1')")
+
+
+LINK = re.compile(r'<a\b[^>]*?\bhref="([^"#?]*)(?:\?[^"#]*)?(?:#([^"]*))?"')
+
+
+def broken_links(folder):
+    "Links between pages of a folder whose page or place on a page does not exist."
+    texts = {path.resolve(): path.read_text(encoding="utf-8") for path in folder.rglob("*.html")
+             if not path.relative_to(folder).parts[0].startswith("_")}
+    places = {path: {unescape(name) for name in re.findall(r'\b(?:id|name)="([^"]+)"', text)}
+              for path, text in texts.items()}
+    for path, text in texts.items():
+        for target, place in LINK.findall(text):
+            if re.match(r"[a-z]+:", target):
+                continue
+            page = (path.parent / unquote(target)).resolve() if target else path
+            wanted = unescape(unquote(place))
+            if not page.exists() or wanted and page in places and wanted not in places[page]:
+                yield f"{path.relative_to(folder.resolve())}: {target}#{place}"
+
+
+def test_broken_links_are_found(tmp_path):
+    (tmp_path / "a.html").write_text('<a href="b.html#there">1</a> <a class="x" href="c.html">2</a>'
+                                     '<a href="b.html#gone">3</a> <a href="https:x">4</a>')
+    (tmp_path / "b.html").write_text('<p id="there"><a href="#">5</a><a href="#gone">6</a>')
+    found = {"a.html: c.html#", "a.html: b.html#gone", "b.html: #gone"}
+    assert set(broken_links(tmp_path)) == found
+
+
+def test_every_link_leads_somewhere(site):
+    assert sorted(broken_links(site)) == []
 
 
 def test_search_finds_trainer(browser):

@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent / "site"
 sys.path.insert(0, str(HERE))
 
 import chapters  # noqa: E402
+import forwards  # noqa: E402
 import vendor  # noqa: E402
 
 # source maps, and the ways to load MathJax that the site does not use
@@ -57,6 +58,8 @@ def build(root: Path, output: Path, fresh: bool = False) -> int:
     work = root / ".cache" / "site"
     work.mkdir(parents=True, exist_ok=True)
     parts = chapters.read_sidebar(root / "nbs")
+    pages = {name.removesuffix(".ipynb") for name in parts.notebooks}
+    moved = forwards.forwarding(forwards.read_moved(root / "nbs"), pages)
     left_out = vendor.collect(work / "vendor")
     for line in left_out:
         print(f"left out: {line}")
@@ -67,7 +70,9 @@ def build(root: Path, output: Path, fresh: bool = False) -> int:
         return code
     for notebook in parts.notebooks:  # "download this notebook" gives the notebook itself, not the page made from it
         shutil.copy(root / "nbs" / notebook, work / "html" / "_sources" / notebook)
+    forwards.remove_old_pages(work / "html", pages)
     put_in_place(work / "html", output)
+    forwards.write_forwards(output, moved)
     return 0
 
 
