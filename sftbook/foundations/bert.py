@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Encoder', 'encoder_weights', 'load_bert']
 
-# %% ../../nbs/foundations/13a_bert.ipynb #924cc25e
+# %% ../../nbs/foundations/13a_bert.ipynb #6d81d424
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from .transformer import (
     EncoderLayer, padding_mask, rename_weights, require_settings)
 
-# %% ../../nbs/foundations/13a_bert.ipynb #bfa5be3d
+# %% ../../nbs/foundations/13a_bert.ipynb #9a220e29
 class Encoder(nn.Module):
     "The encoder of BERT (Devlin et al. 2019): learnt positions, post-norm, GELU."
     def __init__(self,
@@ -54,7 +54,7 @@ class Encoder(nn.Module):
             states.append(layer(states[-1], padding_mask(attention_mask)))
         return states
 
-# %% ../../nbs/foundations/13a_bert.ipynb #fac1c4c1
+# %% ../../nbs/foundations/13a_bert.ipynb #6026e142
 def encoder_weights(encoder:Encoder,
                     input_ids:torch.Tensor, # (batch, seq) int64
                     attention_mask:torch.Tensor, # (batch, seq) 1 for tokens, 0 for padding
@@ -66,7 +66,7 @@ def encoder_weights(encoder:Encoder,
     layers = zip(encoder.layers, states)  # a layer reads the state before it
     return torch.stack([layer.attention.weights(x, x, mask) for layer, x in layers])
 
-# %% ../../nbs/foundations/13a_bert.ipynb #228b7007
+# %% ../../nbs/foundations/13a_bert.ipynb #02b0261d
 _BERT_NAMES = {
     "embeddings.word_embeddings": "tokens",
     "embeddings.position_embeddings": "positions",
@@ -82,7 +82,7 @@ _BERT_NAMES = {
     "encoder.layer.#.output.LayerNorm": "layers.#.add_feed_forward.norm",
 }
 
-# %% ../../nbs/foundations/13a_bert.ipynb #c493debe
+# %% ../../nbs/foundations/13a_bert.ipynb #ee4b0625
 def load_bert(model, # a BertModel of transformers
              ) -> Encoder: # with a copy of its weights, in evaluation mode
     """Copy the weights of a BERT encoder of transformers; its pooler is left out.

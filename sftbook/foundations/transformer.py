@@ -27,7 +27,7 @@ def causal_mask(queries:int, # positions that ask, the last ones of the sequence
     "Let each position see itself and what stands before it; the last query is the last key."
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
-# %% ../../nbs/foundations/13_transformer.ipynb #40849b34
+# %% ../../nbs/foundations/13_transformer.ipynb #984a89c5
 def padding_mask(attention_mask:torch.Tensor, # (batch, keys) 1 for tokens, 0 for padding
                 ) -> torch.Tensor: # (batch, 1, 1, keys) bool, for all heads and queries
     "Let nobody look at padding."
@@ -47,7 +47,7 @@ def attention_weights(queries:torch.Tensor, # (..., queries, d)
     lowest = torch.finfo(scores.dtype).min
     return scores.masked_fill(~mask, lowest).softmax(-1).masked_fill(~mask, 0.)
 
-# %% ../../nbs/foundations/13_transformer.ipynb #2aae49ff
+# %% ../../nbs/foundations/13_transformer.ipynb #7dda3508
 def split_heads(x:torch.Tensor, # (batch, seq, heads*head_dim)
                 head_dim:int, # numbers of a head
                ) -> torch.Tensor: # (batch, heads, seq, head_dim)
@@ -87,14 +87,14 @@ class MultiHeadAttention(nn.Module):
         values = split_heads(self.values(context), self.head_dim)
         return self.output(join_heads(self.weights(x, context, mask) @ values))
 
-# %% ../../nbs/foundations/13_transformer.ipynb #fdc1e4dc
+# %% ../../nbs/foundations/13_transformer.ipynb #182fd95b
 def wave_speeds(size:int, # numbers of a vector, even: two for each wave
                 base:float=10000., # the slowest wave turns once in about 2*pi*base positions
                ) -> torch.Tensor: # (size/2,) float64, radians a position
     "How fast each wave turns: base**(-2i/size) (Vaswani et al. 2017, section 3.5)."
     return base**(-torch.arange(0, size, 2, dtype=torch.float64)/size)
 
-# %% ../../nbs/foundations/13_transformer.ipynb #2f4a9212
+# %% ../../nbs/foundations/13_transformer.ipynb #a09b5acb
 def position_waves(positions:torch.Tensor, # (seq,) whole numbers from 0
                    speeds:torch.Tensor, # (n,) radians a position
                   ) -> torch.Tensor: # (seq, 2*n) all sines, then all cosines
@@ -102,7 +102,7 @@ def position_waves(positions:torch.Tensor, # (seq,) whole numbers from 0
     angles = torch.outer(positions.to(speeds.dtype), speeds)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
-# %% ../../nbs/foundations/13_transformer.ipynb #7d2853cf
+# %% ../../nbs/foundations/13_transformer.ipynb #953dd1f6
 def wave_shift(offset:int, # positions
                speeds:torch.Tensor, # (n,) radians a position
               ) -> torch.Tensor: # (2*n, 2*n)
@@ -333,7 +333,7 @@ class DecoderLM(nn.Module):
             x = layer(x, angles, mask, extend)
         return self.head(self.norm(x))
 
-# %% ../../nbs/foundations/13_transformer.ipynb #10b7866c
+# %% ../../nbs/foundations/13_transformer.ipynb #5d6139d9
 _LLAMA_NAMES = {
     "model.embed_tokens": "embeddings",
     "model.layers.#.input_layernorm": "layers.#.attention_norm",
@@ -349,7 +349,7 @@ _LLAMA_NAMES = {
     "lm_head": "head",
 }
 
-# %% ../../nbs/foundations/13_transformer.ipynb #4f0bcaf0
+# %% ../../nbs/foundations/13_transformer.ipynb #5fcf8af7
 def rename_weights(weights:dict[str, torch.Tensor], # as in a checkpoint
                    names:dict[str, str], # their module -> ours, with # for a layer's number
                    unused:tuple[str, ...]=(), # modules that may be left over
