@@ -55,7 +55,7 @@ class Encoder(nn.Module):
         return states
 
 # %% ../../nbs/foundations/13a_bert.ipynb #6026e142
-def encoder_weights(encoder:Encoder,
+def encoder_weights(encoder:Encoder, # in evaluation mode
                     input_ids:torch.Tensor, # (batch, seq) int64
                     attention_mask:torch.Tensor, # (batch, seq) 1 for tokens, 0 for padding
                     token_type_ids:torch.Tensor|None=None, # (batch, seq)
