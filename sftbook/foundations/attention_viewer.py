@@ -23,14 +23,18 @@ def letters_as_weights(letters:str, # from `weights_as_letters`
     "What the browser reads from the letters."
     return torch.tensor([LEVELS.index(letter) for letter in letters])/63
 
-# %% ../../nbs/foundations/13b_attention_viewer.ipynb #00e2b6dd
-_MENUS = """
+# %% ../../nbs/foundations/13b_attention_viewer.ipynb #263ec8fc
+_MAKE = """
 const make = (tag, text = "", parent = null) => {
   const element = document.createElement(tag);
   element.textContent = text;
   parent?.append(element);
   return element;
 };
+"""
+
+# %% ../../nbs/foundations/13b_attention_viewer.ipynb #00e2b6dd
+_MENUS = """
 const menu = (model, bar, name, count, draw) => {
   const select = make("select", "", make("label", name + " ", bar));
   for (let i = 0; i < count; i++) select.add(new Option(i + 1, i));
@@ -42,6 +46,15 @@ const menu = (model, bar, name, count, draw) => {
   });
   model.on("change:" + name, () => { select.value = model.get(name); draw(); });
 };
+"""
+
+# %% ../../nbs/foundations/13b_attention_viewer.ipynb #0c40896a
+_ROW = """
+const shade = (row, tokens, i, weight) => tokens.forEach((other, j) => {
+  const cell = make("td", "", row), share = weight(i, j);
+  cell.style.background = `rgba(58, 135, 200, ${share})`;
+  cell.title = `${tokens[i]} → ${other}: ${Math.round(100 * share)} %`;
+});
 """
 
 # %% ../../nbs/foundations/13b_attention_viewer.ipynb #89d84864
@@ -56,11 +69,7 @@ const fill = (table, tokens, weight, point) => {
     name.tabIndex = 0;
     for (const event of ["mouseenter", "click"]) row.addEventListener(event, () => point(i));
     name.addEventListener("focus", () => point(i));
-    tokens.forEach((other, j) => {
-      const cell = make("td", "", row), share = weight(i, j);
-      cell.style.background = `rgba(58, 135, 200, ${share})`;
-      cell.title = `${token} → ${other}: ${Math.round(100 * share)} %`;
-    });
+    shade(row, tokens, i, weight);
   });
 };
 """
@@ -117,7 +126,7 @@ _STYLE = """
 # %% ../../nbs/foundations/13b_attention_viewer.ipynb #fa15e326
 class AttentionViewer(anywidget.AnyWidget):
     "Choose a layer and a head, point at a token, see what it looks at. Needs no kernel."
-    _esm = f'const LEVELS = "{LEVELS}";' + _MENUS + _TABLE + _RENDER
+    _esm = f'const LEVELS = "{LEVELS}";' + _MAKE + _MENUS + _ROW + _TABLE + _RENDER
     _css = _STYLE
     tokens = traitlets.List().tag(sync=True)
     weights = traitlets.Unicode().tag(sync=True)
