@@ -6,7 +6,7 @@
 __all__ = ['TrainingState', 'TrainingResult', 'BestWeights', 'random_states', 'save_checkpoint', 'list_checkpoints',
            'latest_checkpoint', 'find_start', 'load_checkpoint']
 
-# %% ../nbs/03b_checkpointing.ipynb #346636e3
+# %% ../nbs/03b_checkpointing.ipynb #51335286
 import math
 import re
 import shutil
@@ -19,7 +19,7 @@ from torch import nn
 from .core import (CheckpointError, ConfigError, atomic_folder, check_manifest,
                           matmul_ceiling, read_json, write_json, write_manifest)
 
-# %% ../nbs/03b_checkpointing.ipynb #257bf2fd
+# %% ../nbs/03b_checkpointing.ipynb #e2424088
 @dataclass
 class TrainingState:
     "Everything a run needs to go on, besides tensors."
@@ -40,7 +40,7 @@ class TrainingState:
     since_best:int = 0 # evaluations since
     untaught:list[int] = field(default_factory=list) # rows of steps without a target: no update
 
-# %% ../nbs/03b_checkpointing.ipynb #86602fa4
+# %% ../nbs/03b_checkpointing.ipynb #756594d3
 @dataclass
 class TrainingResult:
     "What a training run did and what it cost."
@@ -75,7 +75,7 @@ class TrainingResult:
                     final_loss=s.history[-1]["loss"] if s.history else None,
                     evaluations=s.evaluations, best_step=s.best_step)
 
-# %% ../nbs/03b_checkpointing.ipynb #3d1fb479
+# %% ../nbs/03b_checkpointing.ipynb #132925bf
 class BestWeights:
     "The best weights so far. A metric that is not a number never wins."
     def __init__(self,
@@ -98,13 +98,13 @@ class BestWeights:
         else:
             state.since_best += 1
 
-# %% ../nbs/03b_checkpointing.ipynb #174ac41e
+# %% ../nbs/03b_checkpointing.ipynb #f8ee5405
 def _optimizer_tensors(optimizer):
     "The moments of an optimizer as a flat dictionary of tensors: `<parameter>.<name>`."
     states = optimizer.state_dict()["state"]
     return {f"{i}.{name}": value for i, state in states.items() for name, value in state.items()}
 
-# %% ../nbs/03b_checkpointing.ipynb #40df01ff
+# %% ../nbs/03b_checkpointing.ipynb #ee7b2ff0
 def _load_optimizer(optimizer, tensors):
     state = {}
     for key, value in tensors.items():
@@ -113,7 +113,7 @@ def _load_optimizer(optimizer, tensors):
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
-# %% ../nbs/03b_checkpointing.ipynb #ed93b008
+# %% ../nbs/03b_checkpointing.ipynb #39c41daa
 def random_states(device:torch.device=torch.device("cpu"), # that computes
                  ) -> dict[str, torch.Tensor]: # kind of device -> state of its generator
     "States of the generators that this process draws from."
@@ -122,13 +122,13 @@ def random_states(device:torch.device=torch.device("cpu"), # that computes
         states[device.type] = getattr(torch, device.type).get_rng_state()
     return states
 
-# %% ../nbs/03b_checkpointing.ipynb #ecdad49b
+# %% ../nbs/03b_checkpointing.ipynb #8648b237
 def _set_random_states(states, device=torch.device("cpu")):
     torch.set_rng_state(states["cpu"])
     if device.type in states and device.type != "cpu":
         getattr(torch, device.type).set_rng_state(states[device.type])
 
-# %% ../nbs/03b_checkpointing.ipynb #f4cddd20
+# %% ../nbs/03b_checkpointing.ipynb #5288e5ba
 def save_checkpoint(folder:Path, # where checkpoints of this run live
                     model:nn.Module, # its weights
                     optimizer:torch.optim.Optimizer, # its moments
@@ -154,19 +154,20 @@ def save_checkpoint(folder:Path, # where checkpoints of this run live
         shutil.rmtree(old)
     return path
 
-# %% ../nbs/03b_checkpointing.ipynb #f4469ab2
+# %% ../nbs/03b_checkpointing.ipynb #1feb130f
 def list_checkpoints(folder:Path, # where checkpoints of a run live
                     ) -> list[Path]: # the oldest first, damaged or not
     "Find what is named as a checkpoint is."
     found = Path(folder).glob("step-*")
     return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
 
+# %% ../nbs/03b_checkpointing.ipynb #2b9b8b42
 def _named_by_process(draws):
     "Random states of all processes as one flat dictionary: `<process>.<kind of device>`."
     return {f"{process}.{kind}": tensor for process, states in enumerate(draws)
             for kind, tensor in states.items()}
 
-# %% ../nbs/03b_checkpointing.ipynb #f8753482
+# %% ../nbs/03b_checkpointing.ipynb #c72d9b82
 def latest_checkpoint(folder:Path, # where checkpoints of a run live
                      ) -> tuple[Path|None, list[str]]: # the newest whole one; faults of newer ones
     "Find the newest checkpoint whose files are all as they were written."
@@ -180,7 +181,7 @@ def latest_checkpoint(folder:Path, # where checkpoints of a run live
             return path, skipped
     return None, skipped
 
-# %% ../nbs/03b_checkpointing.ipynb #d1305c66
+# %% ../nbs/03b_checkpointing.ipynb #33a96eeb
 def find_start(folder:Path, # where checkpoints of a run live
                resume:bool, # whether to go on from one
               ) -> tuple[Path|None, list[str]]: # from which, and what a reader should know
@@ -197,7 +198,7 @@ def find_start(folder:Path, # where checkpoints of a run live
         messages.append(f"no checkpoint in {folder}: the run began anew")
     return path, messages
 
-# %% ../nbs/03b_checkpointing.ipynb #a3cefb31
+# %% ../nbs/03b_checkpointing.ipynb #a69db641
 def _check_identity(saved, now, path):
     "Raise `ConfigError` that names what differs between the run of a checkpoint and this one."
     names = [n for n in {**saved, **now} if saved.get(n) != now.get(n) and n not in _FREE]
@@ -212,10 +213,11 @@ def _check_identity(saved, now, path):
     raise ConfigError(f"the checkpoint belongs to a run with other settings or other rows: {said}",
                       where=str(path), remedy=remedy)
 
+# %% ../nbs/03b_checkpointing.ipynb #04aaef64
 _FREE = ("save_steps", "save_total_limit", "early_stopping_patience")
 _HASHES = ("rows", "lengths")
 
-# %% ../nbs/03b_checkpointing.ipynb #3c45aee5
+# %% ../nbs/03b_checkpointing.ipynb #c767f5c1
 def load_checkpoint(path:Path, # a whole checkpoint
                     model:nn.Module, # gets the weights
                     optimizer:torch.optim.Optimizer, # gets the moments
@@ -233,7 +235,7 @@ def load_checkpoint(path:Path, # a whole checkpoint
     there = (path/"best.safetensors").exists()
     return state, load_file(path/"best.safetensors") if there else None
 
-# %% ../nbs/03b_checkpointing.ipynb #55255d37
+# %% ../nbs/03b_checkpointing.ipynb #2486bdcb
 def _read_state(path, identity):
     "The plain numbers of a checkpoint that belongs to this run."
     saved = read_json(path/"state.json")
