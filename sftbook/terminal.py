@@ -8,7 +8,7 @@ __all__ = ['TaskName', 'Text', 'Label', 'Merge', 'Delimiter', 'Longest', 'TestDa
            'Patience', 'Seed', 'Device', 'Bf16', 'Run', 'Output', 'Replace', 'Checkpoints', 'Resume', 'Answers', 'Sure',
            'message', 'Stopped', 'help_of', 'in_options', 'Tolerant', 'tolerant_streams', 'Command', 'option']
 
-# %% ../nbs/07a_terminal.ipynb #91462135
+# %% ../nbs/07a_terminal.ipynb #ac42ffe6
 import contextlib
 import math
 import os
@@ -25,25 +25,25 @@ from typer.core import TyperCommand
 
 from .core import ConfigError, TrainingError
 
-# %% ../nbs/07a_terminal.ipynb #fbb55682
+# %% ../nbs/07a_terminal.ipynb #29014cbb
 def message(what:str, # is wrong
             remedy:str, # what to do about it
            ) -> str: # two lines for the error stream
     "An error as a command says it."
     return f"sftbook: {what}\n  What to do: {remedy}"
 
-# %% ../nbs/07a_terminal.ipynb #f3b6e727
+# %% ../nbs/07a_terminal.ipynb #ceecece6
 class Stopped(Exception):
     "Somebody stopped the program; the text says what is left and how to go on."
 
-# %% ../nbs/07a_terminal.ipynb #26a846df
+# %% ../nbs/07a_terminal.ipynb #01a2ad79
 def help_of(error:Exception, # of a command that was typed wrongly
            ) -> str: # a command line
     "The page that lists the options of the command that was typed."
     path = getattr(getattr(error, "ctx", None), "command_path", "") or "sftbook"
     return " ".join(["sftbook", *path.split()[1:], "--help"])
 
-# %% ../nbs/07a_terminal.ipynb #8e387013
+# %% ../nbs/07a_terminal.ipynb #4f76c9cc
 _OPTIONS = dict(num_train_epochs="epochs", per_device_train_batch_size="batch-size",
                 learning_rate="learning-rate", metric_for_best_model="metric", seed="seed",
                 early_stopping_patience="patience", max_length="max-length",
@@ -53,7 +53,7 @@ _NAMES = re.compile(r"(?<![\w'/.-])(" + "|".join(_OPTIONS) + r")(?= must | was |
 _OURS = ("", "TrainingConfig", "Trainer.fit", "split_rows", "sftbook train", "greater_is_better")
 _OPTION_LIST = "sftbook train --help lists the options"
 
-# %% ../nbs/07a_terminal.ipynb #aea78dae
+# %% ../nbs/07a_terminal.ipynb #c0e65576
 def in_options(error:Exception, # a `SftbookError`
               ) -> str: # for the error stream
     "An error of the library as one of the command line."
@@ -68,11 +68,11 @@ def in_options(error:Exception, # a `SftbookError`
     said = f"sftbook: {where}{': ' if where else ''}{what}"
     return said + f"\n  What to do: {remedy}"*bool(remedy)
 
-# %% ../nbs/07a_terminal.ipynb #5cf6f401
+# %% ../nbs/07a_terminal.ipynb #11a96b12
 def _as_option(found):
     return f"--{_OPTIONS[found[1]]}"
 
-# %% ../nbs/07a_terminal.ipynb #e38aa6f2
+# %% ../nbs/07a_terminal.ipynb #f2dae65f
 class Tolerant:
     "A stream that never stops the program: a reader may go away, and letters may be missing."
     def __init__(self, stream):
@@ -99,7 +99,7 @@ class Tolerant:
             with contextlib.suppress(OSError, ValueError): # Python flushes once more, into nothing
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
-# %% ../nbs/07a_terminal.ipynb #1d8fc243
+# %% ../nbs/07a_terminal.ipynb #be553dca
 class _Interrupt:
     "Ends the program once: who presses Ctrl-C three times does not stop it while it cleans up."
     last = -math.inf
@@ -109,7 +109,7 @@ class _Interrupt:
         if self.last - before > 3:
             raise KeyboardInterrupt
 
-# %% ../nbs/07a_terminal.ipynb #2bb36621
+# %% ../nbs/07a_terminal.ipynb #7d001fe9
 def _catch(handler):
     "Put a handler where nobody has said that a signal shall be ignored; what was there."
     names = ("SIGINT", "SIGTERM", "SIGHUP") # Windows has no SIGHUP
@@ -117,7 +117,7 @@ def _catch(handler):
     caught = [e for e in endings if signal.getsignal(e) is not signal.SIG_IGN]
     return {ending: signal.signal(ending, handler) for ending in caught}
 
-# %% ../nbs/07a_terminal.ipynb #9542d8d7
+# %% ../nbs/07a_terminal.ipynb #7d09a3a6
 @contextlib.contextmanager
 def tolerant_streams(last:bool=False, # whether the process ends after it: then signals are ignored
                     ):
@@ -134,7 +134,7 @@ def tolerant_streams(last:bool=False, # whether the process ends after it: then 
         sys.stdout.flush()
         sys.stdout, sys.stderr = out, err
 
-# %% ../nbs/07a_terminal.ipynb #68dc690d
+# %% ../nbs/07a_terminal.ipynb #47fcae7f
 class Command(TyperCommand):
     "A command whose help lists options in groups."
     def format_options(self, ctx, formatter):
@@ -150,7 +150,7 @@ class Command(TyperCommand):
     def format_epilog(self, ctx, formatter):
         formatter.write(f"\nExample:\n  {self.epilog}\n" if self.epilog else "")
 
-# %% ../nbs/07a_terminal.ipynb #e4b5858e
+# %% ../nbs/07a_terminal.ipynb #0724f8e6
 def option(group:str, # under which it stands in the help
            text:str, # what it means
            *names, # such as "--task"; from the parameter when none is given
@@ -159,7 +159,7 @@ def option(group:str, # under which it stands in the help
     "An option of a command."
     return typer.Option(*names, help=text, rich_help_panel=group, **more)
 
-# %% ../nbs/07a_terminal.ipynb #6291f82c
+# %% ../nbs/07a_terminal.ipynb #ad1ea95d
 TaskName = Annotated[str, option(
     "Rows", "what the labels are: classification (one a text), multi-label, or entities", "--task")]
 Text = Annotated[str, option("Rows", "column with the texts")]
@@ -176,7 +176,7 @@ TestSize = Annotated[float, option("Rows", "share of the rows put aside for the 
 ValidationSize = Annotated[float, option("Rows", "share that chooses the best epoch")]
 MinRows = Annotated[int, option("Rows", "classes with fewer rows are dropped", min=1)]
 
-# %% ../nbs/07a_terminal.ipynb #c1f40ab0
+# %% ../nbs/07a_terminal.ipynb #7f083c99
 Checkpoint = Annotated[str, option(
     "Model", "what to start from: minilm (English), sftbook-zh (Chinese), a folder, or a hub id")]
 MaxLength = Annotated[int, option("Model", "tokens read of a text, or of a window", min=1)]
@@ -198,7 +198,7 @@ Device = Annotated[Optional[str], option("Speed", "cpu, cuda or mps; the best wh
 Bf16 = Annotated[Optional[bool], option(
     "Speed", "numbers of 16 bits; what is faster when not given", "--bf16/--no-bf16")]
 
-# %% ../nbs/07a_terminal.ipynb #89707394
+# %% ../nbs/07a_terminal.ipynb #2c5229a0
 Run = Annotated[Path, typer.Argument(help="folder of a saved run")]
 Output = Annotated[Path, option("Folders", "folder for the trained run")]
 Replace = Annotated[bool, option("Folders", "replace what was written earlier", "--overwrite")]

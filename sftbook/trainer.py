@@ -107,7 +107,7 @@ class _Step:
             self.accelerator.backward(loss)
         return _numbers(loss.detach(), targets, device)
 
-# %% ../nbs/04_trainer.ipynb #32fceafd
+# %% ../nbs/04_trainer.ipynb #b8949fa8
 def _numbers(loss, targets, device):
     "Loss, number of targets, and 1 where the loss is not finite: what processes add up."
     exact = torch.float32 if device.type == "mps" else torch.float64 # MPS has no float64
