@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['load_tokenizer', 'load_model', 'find_checkpoint', 'position_limit', 'check_max_length', 'count_parameters',
-           'checkpoint_pooling', 'add_mean_pooling', 'init_classifier', 'output_layer', 'head_inputs', 'ByteDropout',
-           'use_byte_dropout', 'freeze', 'body_layers', 'parameter_groups', 'training_flops']
+           'checkpoint_pooling', 'add_mean_pooling', 'init_classifier', 'output_layer', 'head_inputs', 'freeze',
+           'body_layers', 'parameter_groups', 'training_flops', 'ByteDropout', 'use_byte_dropout']
 
 # %% ../nbs/03_model.ipynb #43068ceb
 import copy
@@ -24,7 +24,7 @@ from .corpora import REGISTRY, checkpoint_path
 
 # %% ../nbs/03_model.ipynb #98a705db
 def load_tokenizer(checkpoint:str, # name in the book's registry, folder, or hub id
-                   max_length:int|None=None, # tokens a row may have; the model's own limit when None
+                   max_length:int|None=None, # tokens a row may have; None: the model's own limit
                   ): # a fast tokenizer of transformers
     "Load the tokenizer that belongs to `checkpoint`; raises `CheckpointError`."
     from transformers import AutoTokenizer
@@ -32,53 +32,68 @@ def load_tokenizer(checkpoint:str, # name in the book's registry, folder, or hub
         folder = _folder(checkpoint)
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=_here_only(folder))
-    except _UNREADABLE as e: raise _cannot_load(checkpoint, "tokenizer", e) from e
-    if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if max_length: tokenizer.model_max_length = max_length
+    except _UNREADABLE as e:
+        raise _cannot_load(checkpoint, "tokenizer", e) from e
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if max_length:
+        tokenizer.model_max_length = max_length
     return tokenizer
 
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+# %% ../nbs/03_model.ipynb #331e78dd
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
+               SafetensorError) # what transformers raises for files that are none of its own
 
 def _cannot_load(checkpoint, what, error):
+    "The error for a checkpoint that is there and cannot be opened."
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return CheckpointError(f"no {what} could be loaded: {first_line}", where=f"checkpoint {checkpoint}",
-                           remedy="give a name from `sftbook fetch`, a folder that save_pretrained wrote, or a hub id that can be reached")
+    return CheckpointError(f"no {what} could be loaded: {first_line}",
+                           where=f"checkpoint {checkpoint}",
+                           remedy="give a name from `sftbook fetch`, a folder that save_pretrained "
+                                  "wrote, or a hub id that can be reached")
 
 # %% ../nbs/03_model.ipynb #509f7244
 def _folder(checkpoint):
-    "What transformers shall open: the folder of a checkpoint, where it holds one GGUF file and no config.json its conversion."
+    "The folder that transformers shall open: of one GGUF file without config.json its conversion."
     path = Path(checkpoint_path(checkpoint))
     files = [] if (path/"config.json").is_file() else sorted(path.glob("*.gguf"))
-    if len(files) != 1: return str(path) if path.exists() else checkpoint
+    if len(files) != 1:
+        return str(path) if path.exists() else checkpoint
     converted = cache_dir()/f"{files[0].stem}-{sha256(files[0])[:8]}-float32"
-    if not converted.is_dir(): _convert_gguf(files[0], converted)
+    if not converted.is_dir():
+        _convert_gguf(files[0], converted)
     return str(converted)
 
 def _here_only(folder):
     "Whether to look for a checkpoint on this machine only."
     return Path(folder).exists() or not hub_is_reachable()
 
+# %% ../nbs/03_model.ipynb #6e57c32e
 def _convert_gguf(file, target):
     "Write the model and tokenizer of a GGUF file as transformers writes them."
     import transformers
     from transformers import modeling_gguf_pytorch_utils as reader
     bar, reader.tqdm = reader.tqdm, lambda tensors, **_: tensors
+    source = dict(pretrained_model_name_or_path=file.parent, gguf_file=file.name)
     try:
         with quiet(), atomic_folder(target, shared=True) as new:
-            quantised = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+            read = transformers.AutoModelForCausalLM.from_pretrained
+            quantised = read(**source, dtype=torch.float32)
             del quantised.config.quantization_config
-            model = type(quantised)(quantised.config) # transformers refuses to save a model that was quantised once
+            # transformers refuses to save a model that was quantised once, so it is built anew
+            model = type(quantised)(quantised.config)
             model.load_state_dict(quantised.state_dict())
             model.save_pretrained(new)
-            transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(new)
-    finally: reader.tqdm = bar
+            transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(new)
+    finally:
+        reader.tqdm = bar
 
 # %% ../nbs/03_model.ipynb #20f640d9
-def load_model(auto_class:str, # name of a class of transformers, such as "AutoModelForSequenceClassification"
+def load_model(auto_class:str, # class of transformers, such as "AutoModelForSequenceClassification"
                checkpoint:str, # name in the book's registry, folder, or hub id
                **config, # fields of the model's configuration to set, such as `num_labels`
               ): # a model of transformers in float32
-    "Load the weights of `checkpoint` into a new model; layers it lacks start at random. Raises `CheckpointError`."
+    "Load a model; layers that `checkpoint` lacks start at random. Raises `CheckpointError`."
     import transformers
     try:
         folder, kind = _folder(checkpoint), getattr(transformers, auto_class)
@@ -86,78 +101,101 @@ def load_model(auto_class:str, # name of a class of transformers, such as "AutoM
             return kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False,
                                         local_files_only=_here_only(folder), dtype=torch.float32,
                                         **config)
-    except _UNREADABLE as e: raise _cannot_load(checkpoint, "model", e) from e
+    except _UNREADABLE as e:
+        raise _cannot_load(checkpoint, "model", e) from e
 
-# %% ../nbs/03_model.ipynb #04dd3aa6
+# %% ../nbs/03_model.ipynb #8c880c39
 def find_checkpoint(checkpoint:str, # name in the book's registry, folder, or hub id
                    ): # its configuration, a `PretrainedConfig`
-    "Read the configuration of a checkpoint, and nothing else. Raises `CheckpointError` that says what the name is."
+    "Read the configuration of a checkpoint, and nothing else. Raises `CheckpointError`."
     from transformers import AutoConfig
+    _check_name(checkpoint)
+    try:
+        folder = _folder(checkpoint)
+        with quiet():
+            return AutoConfig.from_pretrained(folder, local_files_only=_here_only(folder))
+    except _UNREADABLE as e:
+        raise _cannot_load(checkpoint, "configuration", e) from e
+
+# %% ../nbs/03_model.ipynb #04dd3aa6
+def _check_name(checkpoint):
+    "Refuse what cannot be a checkpoint, as its name or its folder tells."
     path, known = Path(checkpoint), [n for n, c in REGISTRY.items() if c.kind == "checkpoint"]
-    if checkpoint in REGISTRY and checkpoint not in known: raise _no_checkpoint(
-        checkpoint, "this is a corpus", f"use one of {', '.join(known)}, a folder, or a hub id")
+    if checkpoint in REGISTRY and checkpoint not in known:
+        use = f"use one of {', '.join(known)}, a folder, or a hub id"
+        raise _no_checkpoint(checkpoint, "this is a corpus", use)
     near = difflib.get_close_matches(checkpoint.casefold(), known, 1, 0.75)
     if near and checkpoint not in known and not path.exists():
         raise _no_checkpoint(checkpoint, "there is no such checkpoint", f"did you mean {near[0]}?")
-    if path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1:
-        if not path.is_dir(): raise _no_checkpoint(checkpoint, "there is no such folder")
+    local = path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1
+    if local and not path.is_dir():
+        raise _no_checkpoint(checkpoint, "there is no such folder")
     if path.is_dir() and not [*path.glob("config.json"), *path.glob("*.gguf")]:
         raise _no_checkpoint(checkpoint, "this folder holds no config.json")
-    try:
-        folder = _folder(checkpoint)
-        with quiet(): return AutoConfig.from_pretrained(folder, local_files_only=_here_only(folder))
-    except _UNREADABLE as e: raise _cannot_load(checkpoint, "configuration", e) from e
 
-def _no_checkpoint(checkpoint, what, remedy="give a name from `sftbook fetch`, a folder, or a hub id"):
-    return CheckpointError(what, where=f"checkpoint {checkpoint}", remedy=remedy)
+def _no_checkpoint(checkpoint, what, remedy=None):
+    usual = "give a name from `sftbook fetch`, a folder, or a hub id"
+    return CheckpointError(what, where=f"checkpoint {checkpoint}", remedy=remedy or usual)
 
 # %% ../nbs/03_model.ipynb #7e94d2f3
 def position_limit(config, # of a model of transformers
-                  ) -> int|None: # longest row, special tokens included; None where there is no limit
-    "How many positions a model has; RoBERTa and its like count from the number of the padding token."
+                  ) -> int|None: # longest row, special tokens included; None: there is no limit
+    "How many positions a model has; RoBERTa's numbers begin after that of the padding token."
     limit = getattr(config, "max_position_embeddings", None)
     relative = getattr(config, "relative_attention", False)
-    if relative and not getattr(config, "position_biased_input", True): return None # DeBERTa
-    if limit and config.model_type in _SHIFTED: limit -= (config.pad_token_id or 0) + 1
+    if relative and not getattr(config, "position_biased_input", True):
+        return None # DeBERTa
+    if limit and config.model_type in _SHIFTED:
+        limit -= (config.pad_token_id or 0) + 1
     return limit if limit and limit > 0 else None
 
 _SHIFTED = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "xlm-roberta-xl")
 
+# %% ../nbs/03_model.ipynb #345937ce
 def check_max_length(checkpoint:str, # name in the book's registry, folder, or hub id
                      max_length:int, # tokens of a row, special tokens included
                     ) -> None:
-    "Raise `ConfigError` for rows that the model has no positions for, before its weights are loaded."
+    "Raise `ConfigError` for rows that the model has no positions for, before it is loaded."
     limit = position_limit(find_checkpoint(checkpoint))
     if limit and max_length > limit:
-        raise ConfigError(f"max_length is {max_length:,}, and the model reads {limit:,} tokens at most",
-                          where=f"checkpoint {checkpoint}", remedy=f"use --max-length {limit} (max_length={limit}) or less")
+        raise ConfigError(
+            f"max_length is {max_length:,}, and the model reads {limit:,} tokens at most",
+            where=f"checkpoint {checkpoint}",
+            remedy=f"use --max-length {limit} (max_length={limit}) or less")
     least = load_tokenizer(checkpoint).num_special_tokens_to_add() + 1
     if max_length < least:
-        raise ConfigError(f"max_length is {max_length}, and special tokens alone take {least - 1}",
-                          where=f"checkpoint {checkpoint}", remedy=f"use --max-length {least} (max_length={least}) or more")
+        raise ConfigError(
+            f"max_length is {max_length}, and special tokens alone take {least - 1}",
+            where=f"checkpoint {checkpoint}",
+            remedy=f"use --max-length {least} (max_length={least}) or more")
 
 # %% ../nbs/03_model.ipynb #8a190541
 def count_parameters(model:nn.Module, # any model of transformers
-                    ) -> dict[str, int]: # number of parameters: embeddings, encoder, head, trainable, total
-    "Count parameters by part. The head is whatever is not the pre-trained body (`model.base_model`)."
-    size = lambda parameters: sum(p.numel() for p in parameters)
+                    ) -> dict[str, int]: # parameters: embeddings, encoder, head, trainable, total
+    "Count parameters by part. The head is what is not the pre-trained body, `model.base_model`."
     body = model.base_model
-    embeddings = size(body.embeddings.parameters()) if hasattr(body, "embeddings") else size(body.get_input_embeddings().parameters())
-    total = size(model.parameters())
-    return dict(embeddings=embeddings, encoder=size(body.parameters()) - embeddings, head=total - size(body.parameters()),
-                trainable=size(p for p in model.parameters() if p.requires_grad), total=total)
+    table = body.embeddings if hasattr(body, "embeddings") else body.get_input_embeddings()
+    embeddings, whole, total = _size(table), _size(body), _size(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return dict(embeddings=embeddings, encoder=whole - embeddings, head=total - whole,
+                trainable=trainable, total=total)
+
+def _size(module):
+    "Number of parameters."
+    return sum(p.numel() for p in module.parameters())
 
 # %% ../nbs/03_model.ipynb #0fef2a09
 def checkpoint_pooling(checkpoint:str, # name in the book's registry, folder, or hub id
                       ) -> str: # "mean" or "cls"
-    "How `checkpoint` was trained to make one vector of many: its `1_Pooling/config.json`, else \"cls\"."
+    "How `checkpoint` makes one vector of many: as its `1_Pooling/config.json` says, or \"cls\"."
     from transformers.utils import cached_file
     folder = _folder(checkpoint)
     try:
         with quiet():
             said = Path(cached_file(folder, "1_Pooling/config.json",
                                     local_files_only=_here_only(folder)))
-    except OSError: return "cls" # there is none, or the hub cannot be asked
+    except OSError:
+        return "cls" # there is none, or the hub cannot be asked
     mean = json.loads(said.read_text(encoding="utf-8")).get("pooling_mode_mean_tokens")
     return "mean" if mean else "cls"
 
@@ -165,42 +203,49 @@ def checkpoint_pooling(checkpoint:str, # name in the book's registry, folder, or
 def add_mean_pooling(model:nn.Module, # a `BertForSequenceClassification`; changed in place
                      scale:float=20., # weight s of the mean against the CLS vector
                     ) -> nn.Module: # the same model with one layer more
-    "Add a BERT layer that computes the mean of the token vectors, so that a head on CLS reads the mean. Raises `ConfigError`."
+    "Add a BERT layer that computes the mean of the token vectors. Raises `ConfigError`."
     if model.config.model_type != "bert":
-        raise ConfigError("mean pooling is built from a BERT layer", where=f"model type {model.config.model_type}", remedy='use pooling="cls"')
+        raise ConfigError("mean pooling is built from a BERT layer", remedy='use pooling="cls"',
+                          where=f"model type {model.config.model_type}")
     layers = model.bert.encoder.layer
     layers.append(copy.deepcopy(layers[-1]))
     model.config.num_hidden_layers = len(layers)
     _make_mean(layers[-1], scale)
-    _make_linear(model.bert.pooler)
+    _set_linear(model.bert.pooler.dense, 0.3) # tanh is almost straight for small numbers
     return model
 
 # %% ../nbs/03_model.ipynb #d51367ed
-@torch.no_grad()
 def _make_mean(layer, scale):
-    "Zero queries and keys attend evenly; identity values and a scaled identity carry the mean; a zero output switches the feed-forward off."
-    attention, eye = layer.attention, torch.eye(layer.attention.output.dense.weight.shape[0])
-    for zero in (attention.self.query, attention.self.key, layer.output.dense): zero.weight.zero_(), zero.bias.zero_()
-    for dense, factor in ((attention.self.value, 1.), (attention.output.dense, scale)): dense.weight.copy_(eye*factor), dense.bias.zero_()
-    for norm in (attention.output.LayerNorm, layer.output.LayerNorm): norm.weight.fill_(1.), norm.bias.zero_()
+    "Even attention, values as they are, a scaled output, and no feed-forward part."
+    attention = layer.attention
+    factors = {attention.self.query: 0., attention.self.key: 0., attention.self.value: 1.,
+               attention.output.dense: scale, layer.output.dense: 0.}
+    for dense, factor in factors.items():
+        _set_linear(dense, factor)
+    for norm in (attention.output.LayerNorm, layer.output.LayerNorm):
+        nn.init.ones_(norm.weight)
+        nn.init.zeros_(norm.bias)
 
-@torch.no_grad()
-def _make_linear(pooler, slope=0.3):
-    "BERT's pooler is tanh(Wx + b); a small multiple of the identity keeps it in the straight part of tanh."
-    pooler.dense.weight.copy_(torch.eye(len(pooler.dense.weight))*slope), pooler.dense.bias.zero_()
+def _set_linear(dense, factor):
+    "Make a linear layer a multiple of the identity, without a bias."
+    nn.init.eye_(dense.weight)
+    with torch.no_grad():
+        dense.weight.mul_(factor)
+    nn.init.zeros_(dense.bias)
 
 # %% ../nbs/03_model.ipynb #66777220
 def init_classifier(checkpoint:str, # name in the book's registry, folder, or hub id
                     labels:list[str], # names of the classes, in the order of their ids
-                    pooling:str="auto", # "mean", "cls", or "auto": what the checkpoint was trained with
+                    pooling:str="auto", # "mean", "cls", or "auto": as the checkpoint was trained
                    ) -> nn.Module: # a sequence classification model of transformers
-    "Load `checkpoint` with a new classification head that knows the names of its classes; raises `CheckpointError`."
-    config = find_checkpoint(checkpoint)
-    if pooling == "auto": pooling = checkpoint_pooling(checkpoint) if config.model_type == "bert" else "cls"
-    names = dict(enumerate(labels))
-    model = load_model("AutoModelForSequenceClassification", checkpoint, num_labels=len(labels), id2label=names,
-                       label2id={name: i for i, name in names.items()}, **_no_attention_dropout(config))
-    if model.config.pad_token_id is None: # a decoder: its head reads the last token that is no padding
+    "Load `checkpoint` with a new head that knows its classes; raises `CheckpointError`."
+    config, names = find_checkpoint(checkpoint), dict(enumerate(labels))
+    if pooling == "auto":
+        pooling = checkpoint_pooling(checkpoint) if config.model_type == "bert" else "cls"
+    model = load_model("AutoModelForSequenceClassification", checkpoint, num_labels=len(labels),
+                       id2label=names, label2id={name: i for i, name in names.items()},
+                       **_no_attention_dropout(config))
+    if model.config.pad_token_id is None: # a decoder: its head reads the last token that is real
         model.config.pad_token_id = load_tokenizer(checkpoint).pad_token_id
     return add_mean_pooling(model) if pooling == "mean" else model
 
@@ -225,40 +270,105 @@ def output_layer(model:nn.Module, # with a head, of any architecture
 @contextmanager
 def head_inputs(model:nn.Module, # a sequence classification model
                ):
-    "While the block runs, collect what the output layer reads: an array (rows, hidden) for each batch."
+    "While the block runs, collect what the output layer reads: (rows, hidden) for each batch."
     collected, last = [], []
     def keep(module, inputs):
         x = inputs[0]
-        if x.ndim == 3: x = x[torch.arange(len(x), device=x.device), last[-1]]
+        if x.ndim == 3: # (batch, seq, hidden)
+            x = x[torch.arange(len(x), device=x.device), last[-1]]
         collected.append(x.detach())
-    def find_last(module, args, kwargs): # where decoders read: at the last token that is no padding
+    def find_last(module, args, kwargs): # where decoders read: at the last token that is real
         kept = kwargs["input_ids"] != model.config.pad_token_id
         last.append((kept*torch.arange(kept.shape[1], device=kept.device)).argmax(-1))
     hooks = [output_layer(model).register_forward_pre_hook(keep),
              model.register_forward_pre_hook(find_last, with_kwargs=True)]
-    try: yield collected
+    try:
+        yield collected
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
+
+# %% ../nbs/03_model.ipynb #9d8a8acf
+def freeze(model:nn.Module, # changed in place
+           layers:int|None=None, # lowest layers to freeze, with the embeddings; None: all the body
+          ) -> nn.Module: # the same model
+    "Exclude embeddings and lowest layers, or all the body, from training. Raises `ConfigError`."
+    if layers is None:
+        model.base_model.requires_grad_(False)
+        return model
+    stack, body = body_layers(model), model.base_model
+    if not 0 <= layers <= len(stack):
+        raise ConfigError(f"cannot freeze {layers} of {len(stack)} layers",
+                          where="freeze(layers=...)",
+                          remedy=f"give 0 to {len(stack)}, or None for the whole body")
+    tables = [m for m in body.modules() if isinstance(m, nn.Embedding)]
+    around = [body.embeddings] if hasattr(body, "embeddings") else []
+    for part in (*tables, *around, *stack[:layers]):
+        part.requires_grad_(False)
+    return model
+
+# %% ../nbs/03_model.ipynb #1698d82c
+def body_layers(model:nn.Module, # of transformers, any architecture
+               ) -> nn.ModuleList: # its layers, the lowest first
+    "The list of layers of the body. Raises `ConfigError`."
+    n = model.config.num_hidden_layers
+    lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == n]
+    if not lists:
+        raise ConfigError("the layers of this model are not known", where=type(model).__name__)
+    return lists[0]
+
+# %% ../nbs/03_model.ipynb #2476dd86
+def parameter_groups(model:nn.Module, # the model to train
+                     learning_rate:float, # of the pre-trained body
+                     weight_decay:float=0.01, # on matrices; biases and norms have none
+                     head_learning_rate:float|None=None, # outside the body; the same when None
+                    ) -> list[dict]: # groups for a torch optimizer
+    "Group trainable parameters by learning rate and decay; each stands in exactly one group."
+    head_rate = learning_rate if head_learning_rate is None else head_learning_rate
+    body = {id(p) for p in getattr(model, "base_model", model).parameters()}
+    groups = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            rate = learning_rate if id(p) in body else head_rate
+            groups.setdefault((rate, weight_decay if p.ndim > 1 else 0.), []).append(p)
+    return [dict(params=params, lr=rate, weight_decay=decay)
+            for (rate, decay), params in groups.items()]
+
+# %% ../nbs/03_model.ipynb #46b96c0c
+def training_flops(model:nn.Module, # a model of transformers
+                   lengths:list[int], # tokens of each text, padding not counted
+                  ) -> float: # floating-point operations of one forward and backward pass
+    "What the matrix products of training need: three forward passes' worth (Kaplan et al. 2020)."
+    config, body = model.config, model.base_model
+    table = {id(m.weight) for m in body.modules() if isinstance(m, nn.Embedding)}
+    matrices = sum(p.numel() for p in body.parameters() if p.ndim == 2 and id(p) not in table)
+    n, n2 = sum(lengths), sum(length*length for length in lengths)
+    return 3.*(2*matrices*n + 4*config.num_hidden_layers*config.hidden_size*n2)
 
 # %% ../nbs/03_model.ipynb #56d64ff8
 class ByteDropout(nn.Module):
-    "Dropout whose mask is drawn as random bytes: `p` is rounded to a multiple of 1/256 and the expectation is kept exactly."
+    "Dropout by random bytes: `p` is rounded to a multiple of 1/256, the expectation is exact."
     def __init__(self,
                  p:float, # share of values set to zero while training, in [0, 1)
                 ):
         super().__init__()
-        if not 0 <= p < 1: raise ConfigError(f"p must be at least 0 and below 1, not {p}", where="ByteDropout")
+        if not 0 <= p < 1:
+            raise ConfigError(f"p must be at least 0 and below 1, not {p}", where="ByteDropout")
         self.cut = min(255, round(p*256))
-        self.p, self.scale = self.cut/256, 256/(256 - self.cut)  # attention layers of transformers read `p`
+        self.p = self.cut/256 # attention layers of transformers read it
+        self.scale = 256/(256 - self.cut)
 
     def forward(self, x:torch.Tensor, # any shape
                ) -> torch.Tensor: # the same shape
-        if not self.training or not self.cut: return x
-        draws = torch.empty(x.numel()//8 + 1, dtype=torch.int64, device=x.device).random_(-2**63, None)
+        if not self.training or not self.cut:
+            return x
+        draws = torch.empty(x.numel()//8 + 1, dtype=torch.int64, device=x.device)
+        draws.random_(-2**63, None) # all 64 bits
         keep = draws.view(torch.uint8)[:x.numel()].view(x.shape) >= self.cut
         return _Masked.apply(x, keep.to(x.dtype).mul_(self.scale))
 
-    def extra_repr(self): return f"p={self.cut}/256"
+    def extra_repr(self):
+        return f"p={self.cut}/256"
 
 # %% ../nbs/03_model.ipynb #3eac7016
 class _Masked(torch.autograd.Function):
@@ -269,7 +379,8 @@ class _Masked(torch.autograd.Function):
         return x*mask
 
     @staticmethod
-    def backward(ctx, grad): return grad*ctx.saved_tensors[0], None
+    def backward(ctx, grad):
+        return grad*ctx.saved_tensors[0], None
 
 # %% ../nbs/03_model.ipynb #edc56d66
 def use_byte_dropout(module:nn.Module, # changed in place
@@ -277,56 +388,8 @@ def use_byte_dropout(module:nn.Module, # changed in place
     "Replace every `nn.Dropout` inside `module` by `ByteDropout` with the same share."
     for name, child in module.named_children():
         fits = type(child) is nn.Dropout and child.p < 1 and (child.p*256 >= 0.5 or not child.p)
-        if fits: setattr(module, name, ByteDropout(child.p).train(child.training))
-        else: use_byte_dropout(child)
+        if fits:
+            setattr(module, name, ByteDropout(child.p).train(child.training))
+        else:
+            use_byte_dropout(child)
     return module
-
-# %% ../nbs/03_model.ipynb #9d8a8acf
-def freeze(model:nn.Module, # changed in place
-           layers:int|None=None, # lowest layers to freeze together with the embeddings; None: the whole body
-          ) -> nn.Module: # the same model
-    "Exclude the embeddings and the lowest `layers` from training, or the whole pre-trained body. Raises `ConfigError`."
-    if layers is None:
-        model.base_model.requires_grad_(False)
-        return model
-    stack = body_layers(model)
-    if not 0 <= layers <= len(stack):
-        raise ConfigError(f"cannot freeze {layers} of {len(stack)} layers", where="freeze(layers=...)", remedy=f"give 0 to {len(stack)}, or None for the whole body")
-    tables = [m for m in model.base_model.modules() if isinstance(m, nn.Embedding)]
-    around = [model.base_model.embeddings] if hasattr(model.base_model, "embeddings") else []
-    for part in (*tables, *around, *stack[:layers]): part.requires_grad_(False)
-    return model
-
-def body_layers(model:nn.Module, # of transformers, any architecture
-               ) -> nn.ModuleList: # its layers, the lowest first
-    "The list of layers of the body. Raises `ConfigError`."
-    n = model.config.num_hidden_layers
-    lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == n]
-    if not lists: raise ConfigError("the layers of this model are not known", where=type(model).__name__)
-    return lists[0]
-
-# %% ../nbs/03_model.ipynb #2476dd86
-def parameter_groups(model:nn.Module, # the model to train
-                     learning_rate:float, # of the pre-trained body
-                     weight_decay:float=0.01, # on matrices; biases and norms have none
-                     head_learning_rate:float|None=None, # of everything outside the body; the same when None
-                    ) -> list[dict]: # groups for a torch optimizer
-    "Group trainable parameters by learning rate and weight decay; every one stands in exactly one group."
-    body = {id(p) for p in getattr(model, "base_model", model).parameters()}
-    groups = {}
-    for p in model.parameters():
-        if not p.requires_grad: continue
-        lr = learning_rate if id(p) in body else learning_rate if head_learning_rate is None else head_learning_rate
-        groups.setdefault((lr, weight_decay if p.ndim > 1 else 0.), []).append(p)
-    return [dict(params=params, lr=lr, weight_decay=decay) for (lr, decay), params in groups.items()]
-
-# %% ../nbs/03_model.ipynb #46b96c0c
-def training_flops(model:nn.Module, # a model of transformers
-                   lengths:list[int], # tokens of each text, padding not counted
-                  ) -> float: # floating-point operations of one forward and backward pass over all of them
-    "Count the operations that the matrix products of training need: three forward passes' worth (Kaplan et al. 2020)."
-    config, body = model.config, model.base_model
-    table = {id(m.weight) for m in body.modules() if isinstance(m, nn.Embedding)}
-    matrices = sum(p.numel() for p in body.parameters() if p.ndim == 2 and id(p) not in table)
-    n, n2 = sum(lengths), sum(length*length for length in lengths)
-    return 3.*(2*matrices*n + 4*config.num_hidden_layers*config.hidden_size*n2)
