@@ -150,7 +150,7 @@ def _refuse_what_is_there(path, note, overwrite):
         raise ConfigError(f"a stopped run has left {done['rows']:,} answered rows", where=str(path),
                           remedy="say --resume to go on, or --overwrite to begin again")
 
-# %% ../nbs/06a_batch_prediction.ipynb #3d053e26
+# %% ../nbs/06a_batch_prediction.ipynb #a8a8a37f
 def _where_to_go_on(path, note, identity):
     "The note of an unfinished output, if it belongs to `identity`."
     if not note.is_file() or not path.is_file():
@@ -223,7 +223,7 @@ def _pieces(rows, size):
     while piece := list(islice(rows, size)):
         yield piece
 
-# %% ../nbs/06a_batch_prediction.ipynb #3861dcf1
+# %% ../nbs/06a_batch_prediction.ipynb #a717fa93
 def _column_of(columns, text, source):
     if text in columns:
         return text

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['label_problem', 'label_key']
 
-# %% ../nbs/00d_labels.ipynb #deb52cb5
+# %% ../nbs/00d_labels.ipynb #df36cfe4
 import ast
 import contextlib
 import json
@@ -19,7 +19,7 @@ from functools import lru_cache
 from .core import DataError, counted
 from .files import _visible, surrogate_problem
 
-# %% ../nbs/00d_labels.ipynb #cc273988
+# %% ../nbs/00d_labels.ipynb #d100be9a
 def label_problem(value, # of the column with the labels
                  ) -> str|None: # what is wrong with it; nothing where it is the name of a class
     "Say why a value is not one label."
@@ -42,7 +42,7 @@ def _object_problem(value):
         return f"these are bytes, not a text: {str(value)[:40]}"
     return None
 
-# %% ../nbs/00d_labels.ipynb #1a9c4a11
+# %% ../nbs/00d_labels.ipynb #6b5bb7fa
 @lru_cache(10_000)
 def _written(text):
     "The list or object that Python, JSON or numpy wrote as a text; None for any other text."
@@ -64,7 +64,7 @@ def _literal(text):
         warnings.simplefilter("ignore") # of Python, about what stands in the text
         return ast.literal_eval(text)
 
-# %% ../nbs/00d_labels.ipynb #e321ae28
+# %% ../nbs/00d_labels.ipynb #6b20b63a
 def _cell_problem(value):
     "Like `label_problem`, and a text that is a list or an object which a program has written."
     written = _written(value) if isinstance(value, str) else None
@@ -77,7 +77,7 @@ def _decoded(value):
     except UnicodeDecodeError:
         return value
 
-# %% ../nbs/00d_labels.ipynb #4993c74d
+# %% ../nbs/00d_labels.ipynb #b357ff03
 def _plain_number(text):
     "A number without plus sign, exponent and zeros at its end; any other text as it is."
     found = re.fullmatch(r"([+-]?)([0-9]*)(?:\.([0-9]+))?(?:e([+-]?[0-9]{1,2}))?", text)
@@ -96,7 +96,7 @@ def _shifted(whole, part, power):
     digits, point = "0"*max(0, -point) + digits.ljust(point, "0"), max(0, point)
     return digits[:point].lstrip("0"), digits[point:]
 
-# %% ../nbs/00d_labels.ipynb #f4eb0b83
+# %% ../nbs/00d_labels.ipynb #44a5f1ec
 _UNSEEN = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]") # which form of a sign is shown
 _HYPHENS = re.compile("[\u058a\u05be\u2010-\u2015\u2043\u2212]")
 
@@ -108,7 +108,7 @@ def label_key(name:str, # a label
     folded = " ".join(unicodedata.normalize("NFKC", folded.casefold()).split())
     return _plain_number(_HYPHENS.sub("-", folded))
 
-# %% ../nbs/00d_labels.ipynb #d5f269e0
+# %% ../nbs/00d_labels.ipynb #fdc5bc7f
 def _same_labels(values):
     "Groups of names with one key; true and false join 1 and 0 where both are used."
     groups = {}
@@ -119,7 +119,7 @@ def _same_labels(values):
             groups[digit] += groups.pop(word)
     return list(groups.values())
 
-# %% ../nbs/00d_labels.ipynb #f5ffac45
+# %% ../nbs/00d_labels.ipynb #4cf6aba7
 def _merge_labels(source, values, merge):
     "Labels as they shall be used, and how many spellings were merged; raises where nobody asked."
     counts = Counter(values)
@@ -133,7 +133,7 @@ def _merge_labels(source, values, merge):
         best |= dict.fromkeys(group, frequent)
     return [best[name] for name in values], sum(len(group) - 1 for group in clashes)
 
-# %% ../nbs/00d_labels.ipynb #4c53949d
+# %% ../nbs/00d_labels.ipynb #6d5505e8
 def _clash(source, clashes, counts):
     "The message for names that mean the same, the most frequent first."
     show = ascii if any(map(_looks_alike, sum(clashes, []))) else repr
@@ -144,15 +144,16 @@ def _clash(source, clashes, counts):
             "or the form of a number: ")
     return DataError.from_problems([(str(source), what + spelt(g)) for g in clashes], remedy=_MERGE)
 
+_MERGE = ("correct them in the file, or say --merge-labels (merge_labels=True) "
+          "to use the most frequent spelling of each")
+
+# %% ../nbs/00d_labels.ipynb #bdbae611
 def _looks_alike(name):
     "Whether a label has characters that a screen shows like others, or not at all."
     composed = unicodedata.normalize("NFC", name)
     return bool(composed != name or _UNSEEN.search(name) or _HYPHENS.search(name))
 
-_MERGE = ("correct them in the file, or say --merge-labels (merge_labels=True) "
-          "to use the most frequent spelling of each")
-
-# %% ../nbs/00d_labels.ipynb #05fd4b11
+# %% ../nbs/00d_labels.ipynb #eda8aa2b
 def _as_number(name):
     "The number that a label is, also with %, decimal comma or separated thousands; else None."
     text = label_key(name).removesuffix("%").strip()
@@ -166,7 +167,7 @@ def _as_number(name):
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
-# %% ../nbs/00d_labels.ipynb #b0750c52
+# %% ../nbs/00d_labels.ipynb #988501eb
 def _check_classes(source, names, least):
     "Raise for fewer than `least` classes, and for numbers that are measured or counted, not names."
     counts = Counter(names)
@@ -180,6 +181,7 @@ def _check_classes(source, names, least):
         if fractions >= 2 or len(counts) > max(20, len(names)/5):
             raise _no_classes(source, names, sorted(counts))
 
+# %% ../nbs/00d_labels.ipynb #4066ee0d
 def _no_classes(source, names, different):
     "The message for labels that are numbers."
     n = len(different)
@@ -193,7 +195,7 @@ def _no_classes(source, names, different):
 _BANDS = "cut the numbers into named bands"
 _IDS = f"name the column of the classes with --label; if these are scores, {_BANDS}"
 
-# %% ../nbs/00d_labels.ipynb #a0924c15
+# %% ../nbs/00d_labels.ipynb #4f6f9e06
 _MISSING = {"nan", "NaN", "NAN", "NaT", "null", "Null", "NULL", "None", "NA", "<NA>", "n/a", "N/A",
             "#N/A", "#NA", "#NULL!", "-", "--"}
 
@@ -206,7 +208,7 @@ def _missing_notes(names, numbers, place="row at line"):
     return [f"label {name!r} ({counted(rows[name], 'row')}, first at {first[name]}) "
             "looks like a missing value; it is used as a class" for name in found]
 
-# %% ../nbs/00d_labels.ipynb #b73fbd31
+# %% ../nbs/00d_labels.ipynb #1e230d6d
 def _places(values, value, numbers, place):
     "Where a label stands: its first ten rows."
     if numbers is None:
@@ -215,7 +217,7 @@ def _places(values, value, numbers, place):
     more = f" and {len(at) - 10:,} more" if len(at) > 10 else ""
     return f" ({place.split()[-1]}{'s' if len(at) > 1 else ''} {', '.join(at[:10])}{more})"
 
-# %% ../nbs/00d_labels.ipynb #5b3ff617
+# %% ../nbs/00d_labels.ipynb #9810a5a5
 def _match_labels(source, values, known, numbers=None, place="row at line"):
     "For each value the known label that it means, None where it is empty; and what was decided."
     keys = {label_key(name): name for name in known}
@@ -228,5 +230,6 @@ def _match_labels(source, values, known, numbers=None, place="row at line"):
                         where=str(source), remedy=f"it knows: {', '.join(map(repr, known[:20]))}")
     notes = [f"label {v!r} was read as {name!r}" for v, name in sorted(found.items()) if v != name]
     if empty := values.count(None):
-        notes.append(f"{empty:,} rows without a label were left out")
+        were = "was" if empty == 1 else "were"
+        notes.append(f"{counted(empty, 'row')} without a label {were} left out")
     return [found.get(v) for v in values], notes

@@ -136,7 +136,7 @@ def _label_names(wanted, labels, numbers):
             "into the most frequent one of their class")
     return names, [said]*bool(merged) + _missing_notes(names, numbers, wanted.place)
 
-# %% ../nbs/01b_rows.ipynb #65879e4d
+# %% ../nbs/01b_rows.ipynb #ac0c4fcd
 def _with_label(values, names, classes, source):
     "The columns of the rows that have a label, with its number."
     kept = [i for i, name in enumerate(names) if name is not None]
@@ -144,7 +144,10 @@ def _with_label(values, names, classes, source):
         raise DataError("no row has a label", where=source, remedy="name the column with --label")
     ids = {name: i for i, name in enumerate(classes)}
     values["label"] = [ids.get(name) for name in names]
-    return {column: [v[i] for i in kept] for column, v in values.items()}
+    columns = {}
+    for column, v in values.items():
+        columns[column] = [v[i] for i in kept]
+    return columns
 
 # %% ../nbs/01b_rows.ipynb #663d7470
 def _checked(wanted, records, notes=()):

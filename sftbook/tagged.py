@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
-from .core import DataError
+from .core import DataError, counted
 from .corpora import REGISTRY, _load_from_hub, load_corpus
 from .files import (_ending, _open_bytes, _unpacking, _visible, check_text_file,
                            surrogate_problem, text_problem)
@@ -92,7 +92,7 @@ def _token_lines(found, lines, cut, width):
 
 _SKIPPED = dict(document="lines of -DOCSTART- skipped", comment="comment lines skipped")
 
-# %% ../nbs/01a_tagged.ipynb #872765c3
+# %% ../nbs/01a_tagged.ipynb #a4eb42e2
 _HEADER = {"token", "tokens", "word", "words", "text"}, {"tag", "tags", "ner", "label", "labels",
                                                          "ner_tag", "ner_tags", "entity"}
 
@@ -127,8 +127,8 @@ def _sentence(group):
 def _check_numbers(found, width):
     "Refuse a first column that counts tokens, as CoNLL-U has it."
     rows = [s.tokens for s in found.sentences]
-    counted = all(tokens == list(map(str, range(1, len(tokens) + 1))) for tokens in rows)
-    if width > 2 and counted and max(map(len, rows), default=0) > 1:
+    numbered = all(tokens == list(map(str, range(1, len(tokens) + 1))) for tokens in rows)
+    if width > 2 and numbered and max(map(len, rows), default=0) > 1:
         raise DataError("the first column counts the tokens", where=found.source,
                         remedy="delete it: the token has to come first")
 
@@ -140,7 +140,7 @@ def _tokens_problem(tokens, tags):
     if not isinstance(tags, list):
         return "there is no list of tags"
     if len(tokens) != len(tags):
-        return f"{len(tokens):,} tokens and {len(tags):,} tags"
+        return f"{counted(len(tokens), 'token')} and {counted(len(tags), 'tag')}"
     return _words_problem("token", tokens) or _words_problem("tag", tags)
 
 def _words_problem(what, values):
@@ -150,7 +150,7 @@ def _words_problem(what, values):
             return f"{what} {i} {said}"
     return None
 
-# %% ../nbs/01a_tagged.ipynb #6ad6b968
+# %% ../nbs/01a_tagged.ipynb #f18404da
 @lru_cache(maxsize=100_000) # the same words come again and again
 def _word_problem(word):
     "What is wrong with a text that shall be a token or a tag."
@@ -321,8 +321,8 @@ def _dataset(found, labels):
                     file=Value("string"), row=Value("int64"))
     features |= dict.fromkeys(found.columns, Value("string"))
     rows = Dataset.from_dict(columns, features=Features(features))
-    counted = [f"{what}: {n:,}" for what, n in found.counts.items() if n]
-    rows.info.description = "\n".join(found.notes + counted)
+    passed = [f"{what}: {n:,}" for what, n in found.counts.items() if n]
+    rows.info.description = "\n".join(found.notes + passed)
     return rows
 
 # %% ../nbs/01a_tagged.ipynb #649e99b6

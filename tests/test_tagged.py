@@ -180,7 +180,7 @@ def test_tokens_with_tags_are_rows(column, ending, tmp_path):
 
 
 RECORDS = {
-    "different lengths": ({"tokens": ["Mira", "waits"], "tags": ["B-PER"]}, "2 tokens and 1 tags"),
+    "different lengths": ({"tokens": ["Mira", "waits"], "tags": ["B-PER"]}, "2 tokens and 1 tag"),
     "numbers without names": ({"tokens": ["Mira"], "tags": [1]}, "the number 1"),
     "no tokens": ({"tokens": [], "tags": []}, "no list of tokens"),
     "a text for tokens": ({"tokens": "Mira", "tags": ["B-PER"]}, "no list of tokens"),
