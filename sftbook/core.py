@@ -72,7 +72,7 @@ class DataError(SftbookError):
         more = f"\n  ... and {len(problems) - limit:,} more" if len(problems) > limit else ""
         return cls(f"{len(problems):,} problems" + "".join(lines) + more, remedy=remedy)
 
-# %% ../nbs/00_core.ipynb #f9816c16
+# %% ../nbs/00_core.ipynb #bbe2d654
 @lru_cache
 def _examples():
     return tempfile.TemporaryDirectory()
@@ -89,7 +89,7 @@ def example_file(name:str, # of the file
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
 
-# %% ../nbs/00_core.ipynb #3ee156a5
+# %% ../nbs/00_core.ipynb #ec6c0871
 def shown(attempt:Callable, # without arguments; it must raise an `SftbookError`
           columns:int=100, # longer lines of the message are broken
          ) -> None:
@@ -158,7 +158,7 @@ def write_text(path:str|Path, # where to
         os.unlink(new)
         raise
 
-# %% ../nbs/00_core.ipynb #612152e5
+# %% ../nbs/00_core.ipynb #0ed6d362
 def write_json(path:str|Path, # where to
                value, # anything JSON can hold
               ) -> None:
@@ -306,7 +306,7 @@ class Hardware:
         return (f"{self.processor}, {self.cores} cores, {self.memory_gib} GiB, "
                 f"GPU: {self.accelerator}, fast bfloat16: {fast}")
 
-# %% ../nbs/00_core.ipynb #27ec7fd4
+# %% ../nbs/00_core.ipynb #09ac004c
 @lru_cache
 def hardware() -> Hardware: # of this machine
     "Look at the machine."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/00b_delimited.ipynb #fbef6d0b
+# %% ../nbs/00b_delimited.ipynb #9848da84
 import csv
 import io
 import re
@@ -17,7 +17,7 @@ from itertools import islice, zip_longest
 from .core import DataError
 from .files import _open_bytes, check_text_file
 
-# %% ../nbs/00b_delimited.ipynb #72033105
+# %% ../nbs/00b_delimited.ipynb #7155b0f9
 @dataclass
 class _Shape:
     "How the fields of a text file are separated, and what its columns are."
@@ -30,7 +30,7 @@ class _Shape:
     empty_columns:int = 0 # without a name and without a value
     notes:list[str] = field(default_factory=list) # what was decided
 
-# %% ../nbs/00b_delimited.ipynb #72e1f17a
+# %% ../nbs/00b_delimited.ipynb #5dffa8fc
 def _fields(lines, shape, path=""):
     "Of each record: the line where it begins, its fields, the line where it ends."
     csv.field_size_limit(sys.maxsize)
@@ -47,7 +47,7 @@ def _fields(lines, shape, path=""):
         raise DataError(f"not readable as CSV: {e}", where=f"{path}, line {line:,}",
                         remedy=remedy) from e
 
-# %% ../nbs/00b_delimited.ipynb #003b2f26
+# %% ../nbs/00b_delimited.ipynb #d1c8de7e
 def _delimiter(header, usual):
     "The character that makes most columns of a header."
     widths = {d: len(_header([header], d)) for d in (usual, ";", "\t", "|", ",")}
@@ -60,7 +60,7 @@ def _header(lines, delimiter):
     except (DataError, StopIteration):
         return []
 
-# %% ../nbs/00b_delimited.ipynb #f87d0c01
+# %% ../nbs/00b_delimited.ipynb #c5055192
 def _check_header(names, where):
     "Names of the columns, each once."
     twice = [name for name, n in Counter(filter(None, names)).items() if n > 1]
@@ -72,7 +72,7 @@ def _check_header(names, where):
                         remedy="begin the file with names of columns")
     return names
 
-# %% ../nbs/00b_delimited.ipynb #55667e40
+# %% ../nbs/00b_delimited.ipynb #2cafb3d3
 def _shape(path, encoding, delimiter, usual):
     "Find out what separates the fields, from the first lines."
     with _lines(path, encoding) as lines:
@@ -95,7 +95,7 @@ def _first_line(path, lines):
     raise DataError("the file is empty", where=str(path),
                     remedy="it needs a header line and at least one row")
 
-# %% ../nbs/00b_delimited.ipynb #e3629503
+# %% ../nbs/00b_delimited.ipynb #0aee8675
 def _lines(path, encoding):
     "Lines with their ends as they are, those of old Macs too."
     return io.TextIOWrapper(_open_bytes(path), encoding=encoding, newline="")
@@ -105,7 +105,7 @@ def _records(path, encoding, shape):
     with _lines(path, encoding) as lines:
         yield from islice(_fields(islice(lines, shape.header - 1, None), shape, path), 1, None)
 
-# %% ../nbs/00b_delimited.ipynb #ae0f9565
+# %% ../nbs/00b_delimited.ipynb #5b2c8397
 def _long_fields(line, fields):
     "Of each field over several lines: the line where it opens, its place, its lines."
     for place, value in enumerate(fields):
@@ -117,7 +117,7 @@ def _long_fields(line, fields):
 def _split(line, shape):
     return next(csv.reader([line], delimiter=shape.delimiter, skipinitialspace=shape.spaced), [])
 
-# %% ../nbs/00b_delimited.ipynb #399fc3cd
+# %% ../nbs/00b_delimited.ipynb #e9bc25a5
 def _like_a_row(fields, shape):
     "Whether fields fill the header, with values in two columns, and none begins with a space."
     width = len(shape.names)
@@ -125,7 +125,7 @@ def _like_a_row(fields, shape):
     return (fits and sum(map(bool, map(str.strip, fields))) > 1
             and not any(f[:1].isspace() for f in fields[1:]))
 
-# %% ../nbs/00b_delimited.ipynb #4a4309e6
+# %% ../nbs/00b_delimited.ipynb #dd82f173
 def _swallowed(line, fields, shape):
     "Where a quotation mark opens a field whose lines are rows of this file, and how many they are."
     for opens, place, parts in _long_fields(line, fields):
@@ -137,14 +137,14 @@ def _swallowed(line, fields, shape):
             return opens, rows
     return None
 
-# %% ../nbs/00b_delimited.ipynb #1ffc7a79
+# %% ../nbs/00b_delimited.ipynb #b163187b
 def _unquote(value):
     "Undo the quoting of a tab-separated export: marks around, and doubled inside."
     inside = value[1:-1]
     quoted = len(value) > 1 and value[0] == value[-1] == '"' and '""' in inside
     return inside.replace('""', '"') if quoted and '"' not in inside.replace('""', "") else value
 
-# %% ../nbs/00b_delimited.ipynb #039c519e
+# %% ../nbs/00b_delimited.ipynb #45305aba
 def _tab_lines(path, encoding, width):
     "Of a file with tabs: lines that do not fit the header, lines with a mark at an end, all."
     strange, marked, count = 0, 0, 0
@@ -158,7 +158,7 @@ def _tab_lines(path, encoding, width):
             strange += not fits and not line.isspace()
     return strange, marked, count
 
-# %% ../nbs/00b_delimited.ipynb #d9e77d7c
+# %% ../nbs/00b_delimited.ipynb #d101b47e
 def _strange_records(path, encoding, shape):
     "How many records do not fit the header."
     try:
@@ -167,7 +167,7 @@ def _strange_records(path, encoding, shape):
     except DataError:
         return sys.maxsize # a mark that does not fit
 
-# %% ../nbs/00b_delimited.ipynb #b0016c01
+# %% ../nbs/00b_delimited.ipynb #dc0af13d
 def _check_marks(path, encoding, shape):
     "Find out whether marks enclose the fields of a file with tabs."
     strange, marked, count = _tab_lines(path, encoding, len(shape.names))
@@ -183,7 +183,7 @@ def _check_marks(path, encoding, shape):
     elif not header:
         shape.names = plain
 
-# %% ../nbs/00b_delimited.ipynb #a35821c2
+# %% ../nbs/00b_delimited.ipynb #dd7e2284
 @dataclass
 class _Seen:
     "What a pass over a file has noticed."
@@ -200,7 +200,7 @@ class _Seen:
             self.long_fields += 1
             self.first_long = self.first_long or (opens, len(parts))
 
-# %% ../nbs/00b_delimited.ipynb #ec884694
+# %% ../nbs/00b_delimited.ipynb #6d484bd8
 def _seen_notes(seen):
     "What was passed over, in words."
     place = "at line {:,} ({:,} lines)".format(*seen.first_long or (0, 0))
@@ -213,7 +213,7 @@ def _said(count, one, many):
     "A note with a number, or none for zero."
     return [f"{count:,} {one if count == 1 else many}"] if count else []
 
-# %% ../nbs/00b_delimited.ipynb #37789b14
+# %% ../nbs/00b_delimited.ipynb #54c31da0
 def _row_problem(line, fields, shape):
     "Line and reason of a record that does not fit the header, or nothing."
     names, extra = shape.names, fields[len(shape.names):]
@@ -228,7 +228,7 @@ def _row_problem(line, fields, shape):
     repeated = [f.strip() for f in fields[:len(names)]] == names
     return (line, "the header is repeated") if repeated else None
 
-# %% ../nbs/00b_delimited.ipynb #0ec12992
+# %% ../nbs/00b_delimited.ipynb #8be9749c
 def _check_spaces(path, encoding, shape):
     "Find out whether a space stands between delimiters and quotation marks."
     with _lines(path, encoding) as lines:
@@ -242,7 +242,7 @@ def _check_spaces(path, encoding, shape):
     if shape.spaced:
         shape.notes.append("the space behind each delimiter was left out")
 
-# %% ../nbs/00b_delimited.ipynb #23f0a4b4
+# %% ../nbs/00b_delimited.ipynb #bb5d0388
 def _first_rows(head, shape, skip):
     "The first rows of a file, with or without the spaces behind delimiters."
     return list(csv.reader(head, delimiter=shape.delimiter, skipinitialspace=skip))[1:]
@@ -250,7 +250,7 @@ def _first_rows(head, shape, skip):
 def _bare(row):
     return [field.lstrip(" ") for field in row]
 
-# %% ../nbs/00b_delimited.ipynb #9c6f19e6
+# %% ../nbs/00b_delimited.ipynb #f44046a7
 def _name_columns(path, encoding, shape):
     "Name the columns that have no name but a value in every row, such as the index of pandas."
     nameless, filled, count = [i for i, n in enumerate(shape.names) if not n], Counter(), 0
@@ -264,7 +264,7 @@ def _name_columns(path, encoding, shape):
         shape.names[i] = name if name not in shape.names else f"{name} (without a name)"
         shape.notes.append(f"column {i + 1} has no name; it is called {shape.names[i]!r}")
 
-# %% ../nbs/00b_delimited.ipynb #9cbc8157
+# %% ../nbs/00b_delimited.ipynb #f3bf7048
 def _good_rows(path, encoding, shape, seen):
     "Line and record of each row; what is no row is noted."
     names, width = shape.names, len(shape.names)
@@ -284,7 +284,7 @@ def _good_rows(path, encoding, shape, seen):
         else:
             yield line, {n: f for n, f in zip(names, fields) if n}
 
-# %% ../nbs/00b_delimited.ipynb #491c4212
+# %% ../nbs/00b_delimited.ipynb #e472adc3
 def _table(path, delimiter, usual):
     "Columns of a CSV or tab-separated file, notes, and a function that goes through its records."
     encoding = check_text_file(path)

@@ -34,7 +34,7 @@ def _near_files(path):
     near = same + difflib.get_close_matches(path.name, names, 1, 0.75)
     return f"did you mean {near[0]!r}?" if near else "check the path"
 
-# %% ../nbs/00a_files.ipynb #8f73492c
+# %% ../nbs/00a_files.ipynb #98c7ac28
 def _ending(path):
     "The ending that says what a file is, without .gz."
     path = Path(path)
