@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .core import (CheckpointError, ConfigError, atomic_folder, check_manifest,
-                          matmul_ceiling, read_json, write_json, write_manifest)
+from .core import CheckpointError, ConfigError, matmul_ceiling, read_json, write_json
+from .folders import atomic_folder, check_manifest, write_manifest
 
 # %% ../nbs/03b_checkpointing.ipynb #e2424088
 @dataclass

@@ -17,7 +17,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from .core import ConfigError, DataError, SftbookError, counted, reserve_folder
+from .core import ConfigError, DataError, SftbookError, counted
+from .folders import reserve_folder
 from .run_options import (Config, check_options, check_same_options, check_unused,
                                  options_kept, run_file, save_or_rescue, use_device)
 from .terminal import (

@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from .core import (CheckpointError, ConfigError, atomic_folder, cache_dir,
-                          hub_is_reachable, quiet, sha256)
+from .core import CheckpointError, ConfigError, cache_dir, hub_is_reachable, quiet, sha256
+from .folders import atomic_folder
 from .corpora import REGISTRY, checkpoint_path
 
 # %% ../nbs/03_model.ipynb #98a705db

@@ -20,7 +20,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from .core import ConfigError, check_target, write_text
+from .core import ConfigError, write_text
+from .folders import check_target
 from .terminal import option
 
 # %% ../nbs/07b_run_options.ipynb #f4392930

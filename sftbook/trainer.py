@@ -23,8 +23,8 @@ from torch import nn
 from sftbook.checkpointing import (
     BestWeights, TrainingResult, TrainingState, find_start, load_checkpoint, random_states,
     save_checkpoint)
-from .core import (ConfigError, TrainingError, pick_dtype, remove_leftovers, row_seed,
-                          set_seed)
+from .core import ConfigError, TrainingError, pick_dtype, row_seed, set_seed
+from .folders import remove_leftovers
 from .model import parameter_groups, training_flops, use_byte_dropout
 from .preprocessing.encoding import fingerprint, length_batches
 from .settings import TrainingConfig, check_best_metric, learning_rate_factor

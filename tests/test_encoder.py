@@ -6,7 +6,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-from sftbook.core import check_manifest, read_json
+from sftbook.core import read_json
+from sftbook.folders import check_manifest
 from sftbook.corpora import checkpoint_path, load_corpus
 
 ROOT = Path(__file__).parent.parent

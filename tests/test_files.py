@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sftbook.tasks.batch_prediction import format_rows
 from sftbook.core import DataError
-from sftbook.files import open_records
+from sftbook.records import open_records
 
 ROWS = [f"text number {i},{'ab'[i % 2]}" for i in range(60)]
 MAIL = "Dear team\nmy parcel is late\nit was sent last week\nI have called twice\nnobody has answered me\nplease look at it\nmany thanks\nAnna"

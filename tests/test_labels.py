@@ -8,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from sftbook.core import ConfigError, DataError, check_target, counted, write_manifest
-from sftbook.corpora import label_key, load_rows
+from sftbook.core import ConfigError, DataError, counted
+from sftbook.folders import check_target, write_manifest
+from sftbook.labels import label_key
+from sftbook.rows import load_rows
 from sftbook.preprocessing.copies import duplicate_clusters, text_key
 from sftbook.preprocessing.rows import audit, split_notes, split_rows
 

@@ -10,7 +10,8 @@ import transformers as tf
 from datasets import Dataset
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from sftbook.core import CheckpointError, ConfigError, DataError, write_manifest
+from sftbook.core import CheckpointError, ConfigError, DataError
+from sftbook.folders import write_manifest
 from sftbook.evaluation.baselines import linear_baseline
 from sftbook.evaluation.reports import Report
 from sftbook.model import output_layer

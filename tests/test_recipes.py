@@ -190,6 +190,6 @@ def test_tab_separated_answers_are_read_back_whole(trained, tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(dict(text=text)) + "\n" for text in texts))
     words = ("predict", trained[0] / "run", "--data", tmp_path / "a.jsonl", "--output", tmp_path / "o.tsv")
     code, _, err = run(capsys, *words)
-    from sftbook.files import open_records
+    from sftbook.records import open_records
 
     assert code == 0 and [record["text"] for _, record in open_records(tmp_path / "o.tsv")] == texts, err

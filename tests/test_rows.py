@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftbook.core import DataError, SftbookError
-from sftbook.corpora import label_key, load_rows
-from sftbook.files import open_records
+from sftbook.labels import label_key
+from sftbook.rows import load_rows
+from sftbook.records import open_records
 from sftbook.preprocessing.copies import duplicate_clusters, text_key
 from sftbook.preprocessing.rows import audit, check_leakage, deduplicate, split_notes, split_rows
 
@@ -75,7 +76,7 @@ def test_names_that_only_look_odd_stay_classes(tmp_path):
 def test_labels_of_a_run_are_matched_and_said(tmp_path):
     file = jsonl(tmp_path / "d.jsonl", [{"text": "a", "label": "LATE"}, {"text": "b", "label": 1.0}, {"text": "c", "label": None}])
     rows = load_rows(file, labels=["1", "late", "rude"])
-    assert rows["label"][:] == [1, 0] and "'LATE' was read as 'late'" in rows.info.description and "1 rows without a label" in rows.info.description
+    assert rows["label"][:] == [1, 0] and "'LATE' was read as 'late'" in rows.info.description and "1 row without a label was left out" in rows.info.description
     with pytest.raises(DataError, match="'noise'.*\n.*'rude'"):
         load_rows(jsonl(tmp_path / "e.jsonl", [{"text": "a", "label": "noise"}]), labels=["1", "late", "rude"])
 

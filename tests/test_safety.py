@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from test_cli import good_rows, names_in, run, write_csv
 
-from sftbook.core import check_manifest, sha256
+from sftbook.core import sha256
+from sftbook.folders import check_manifest
 
 QUICK = ("--epochs", "1", "--max-length", "16")
 
@@ -98,7 +99,7 @@ def test_a_parent_that_is_a_file_is_found_before_training(base, tmp_path, capsys
 
 
 def test_two_runs_do_not_take_one_output(base, tmp_path, capsys):
-    from sftbook.core import reserve_folder
+    from sftbook.folders import reserve_folder
 
     with reserve_folder(tmp_path / "run"):
         code, said, err = run(capsys, "train", "--data", base / "data.csv", "--output", tmp_path / "run")

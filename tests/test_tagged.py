@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import sftbook.tagged
 from sftbook.core import CorpusError, DataError
-from sftbook.tagged import load_tagged, split_words, tag_spans, word_spans
+from sftbook.spans import split_words, tag_spans, word_spans
+from sftbook.tagged import load_tagged
 
 KNOWN = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
@@ -180,7 +181,7 @@ def test_tokens_with_tags_are_rows(column, ending, tmp_path):
 
 
 RECORDS = {
-    "different lengths": ({"tokens": ["Mira", "waits"], "tags": ["B-PER"]}, "2 tokens and 1 tags"),
+    "different lengths": ({"tokens": ["Mira", "waits"], "tags": ["B-PER"]}, "2 tokens and 1 tag"),
     "numbers without names": ({"tokens": ["Mira"], "tags": [1]}, "the number 1"),
     "no tokens": ({"tokens": [], "tags": []}, "no list of tokens"),
     "a text for tokens": ({"tokens": "Mira", "tags": ["B-PER"]}, "no list of tokens"),

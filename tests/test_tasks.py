@@ -11,11 +11,12 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from sklearn.linear_model import LogisticRegression
 
-from sftbook.core import CheckpointError, ConfigError, DataError, SftbookError, write_manifest
+from sftbook.core import CheckpointError, ConfigError, DataError, SftbookError
+from sftbook.folders import write_manifest
 from sftbook.evaluation.classification import classification_report
 from sftbook.evaluation.entities import entity_report
 from sftbook.model import output_layer
-from sftbook.tagged import split_words
+from sftbook.spans import split_words
 from sftbook.tasks.masked_language_modelling import MaskedLanguageModelling, masked_report
 from sftbook.tasks.protocol import fine_tune, predict
 from sftbook.tasks.saved_runs import load_run, save_run

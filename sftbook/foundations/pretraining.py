@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import atomic_folder, hardware, matmul_ceiling, quiet, sha256, write_json, write_manifest
+from ..core import hardware, matmul_ceiling, quiet, sha256, write_json
+from ..folders import atomic_folder, write_manifest
 from ..corpora import checkpoint_path, load_corpus
 from ..evaluation.baselines import linear_baseline
 from ..evaluation.entities import entity_counts, entity_f1, entity_spans

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core import atomic_folder, cache_dir, ConfigError, quiet
+from ..core import cache_dir, ConfigError, quiet
+from ..folders import atomic_folder
 
 # %% ../../nbs/preprocessing/02b_encoding.ipynb #b5115102
 LONG_TEXTS = ("head", "head+tail", "windows")

@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from ..core import ConfigError, DataError, quiet
-from ..corpora import (_check_columns, _load_from_hub, _match_labels, _same_labels, label_key,
-                             label_problem, REGISTRY)
-from ..files import _visible, open_records, text_problem
+from ..corpora import _load_from_hub, REGISTRY
+from ..labels import _match_labels, _same_labels, label_key, label_problem
+from ..rows import _check_columns
+from ..files import _visible, text_problem
+from ..records import open_records
 
 # %% ../../nbs/preprocessing/02c_multi_label.ipynb #59b95872
 def _read_names(cell, separator=None, whole=False):

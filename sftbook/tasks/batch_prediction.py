@@ -15,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 
 from ..core import ConfigError, SftbookError, read_json, sha256, write_json
-from ..files import open_records, text_problem
+from ..files import text_problem
+from ..records import open_records
 
 # %% ../../nbs/tasks/06g_batch_prediction.ipynb #f1abf33c
 def free_names(wanted:list[str], # names that the answers would like to have
@@ -34,7 +35,8 @@ def answer_names(predictions, # what a saved run predicted, perhaps for no row
                 ) -> list[str]: # of the columns of `answer_columns`
     "Columns of the answers: the prediction, and where there are probabilities, each of them."
     labels = getattr(predictions, "label_names", None)
-    if labels is None: return ["prediction"]
+    if labels is None:
+        return ["prediction"]
     highest = [] if hasattr(predictions, "thresholds") else ["probability"]
     return ["prediction", *highest, *(f"p_{name}" for name in labels)]
 
@@ -43,12 +45,15 @@ def answer_columns(predictions, # what a saved run predicted
                    min_confidence:float=0., # less probable classes are not named; in [0, 1]
                   ) -> list[dict]: # of each row: column -> value
     "What a row of answers says: the class and its probabilities, or what else the task predicts."
-    if not hasattr(predictions, "probabilities"): return [{"prediction": p} for p in predictions]
+    if not hasattr(predictions, "probabilities"):
+        return [{"prediction": p} for p in predictions]
     columns, answers = answer_names(predictions), []
     several = hasattr(predictions, "thresholds")
     for said, scores in zip(predictions.names, predictions.probabilities.tolist()):
-        if several: said = _sure(said, predictions.label_names, scores, min_confidence)
-        elif max(scores) < min_confidence: said = ""
+        if several:
+            said = _sure(said, predictions.label_names, scores, min_confidence)
+        elif max(scores) < min_confidence:
+            said = ""
         numbers = [round(p, 4) for p in (scores if several else (max(scores), *scores))]
         answers.append(dict(zip(columns, [said, *numbers])))
     return answers
@@ -83,8 +88,12 @@ def _input_problem(run, value, max_characters):
 # %% ../../nbs/tasks/06g_batch_prediction.ipynb #57c330a2
 def _cell(value):
     "A value as a field of CSV."
-    if value is None: return ""
+    if value is None:
+        return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+def _cells(row, columns):
+    return [_cell(row.get(column)) for column in columns]
 
 # %% ../../nbs/tasks/06g_batch_prediction.ipynb #be39e2a3
 def format_rows(rows:list[dict], # to write
@@ -97,15 +106,19 @@ def format_rows(rows:list[dict], # to write
         return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     delimiter = "\t" if suffix == ".tsv" else ","
     lines = [columns] if header else []
-    lines += [[_cell(row.get(column)) for column in columns] for row in rows]
-    return "".join(delimiter.join(_quoted(v, delimiter) for v in line) + "\n" for line in lines)
+    lines += [_cells(row, columns) for row in rows]
+    return "".join(_line(values, delimiter) for values in lines)
 
 # %% ../../nbs/tasks/06g_batch_prediction.ipynb #45bd3db9
 def _quoted(field, delimiter):
     "A field as RFC 4180 wants it; Python's writer leaves a lone carriage return bare."
     special = (delimiter, '"', "\n", "\r")
-    if delimiter == "," and not any(c in field for c in special): return field
+    if delimiter == "," and not any(c in field for c in special):
+        return field
     return '"' + field.replace('"', '""') + '"'
+
+def _line(values, delimiter):
+    return delimiter.join(_quoted(value, delimiter) for value in values) + "\n"
 
 # %% ../../nbs/tasks/06g_batch_prediction.ipynb #f1eadf67
 @dataclass
@@ -127,7 +140,8 @@ class Answered:
 # %% ../../nbs/tasks/06g_batch_prediction.ipynb #74148315
 def _refuse_what_is_there(path, note, overwrite):
     "A file of that name may be somebody's, or the answers of hours."
-    if not note.exists() and not path.exists(): return
+    if not note.exists() and not path.exists():
+        return
     done = read_json(note) if note.is_file() else None
     if not isinstance(done, dict) or "identity" not in done:
         raise ConfigError("this file is in the way", where=str(path if path.exists() else note),
@@ -136,24 +150,29 @@ def _refuse_what_is_there(path, note, overwrite):
         raise ConfigError(f"a stopped run has left {done['rows']:,} answered rows", where=str(path),
                           remedy="say --resume to go on, or --overwrite to begin again")
 
+# %% ../../nbs/tasks/06g_batch_prediction.ipynb #a8a8a37f
+def _where_to_go_on(path, note, identity):
+    "The note of an unfinished output, if it belongs to `identity`."
+    if not note.is_file() or not path.is_file():
+        raise ConfigError("there is nothing to go on from", where=str(path),
+                          remedy="leave out --resume")
+    done = read_json(note)
+    if done.get("identity") != identity:
+        raise ConfigError("it was begun with another run, file or option", where=str(path),
+                          remedy="use the same ones, or leave out --resume")
+    return done
+
 # %% ../../nbs/tasks/06g_batch_prediction.ipynb #adaaf255
 class _Partial:
     "The unfinished output: whole rows, and a note that says where to go on."
     def __init__(self, output, identity, resume, overwrite=False):
         self.output, self.path = output, output.with_name(output.name + ".partial")
         self.note = output.with_name(output.name + ".partial.json")
-        if not resume: _refuse_what_is_there(self.path, self.note, overwrite)
-        self.done = self.find(identity) if resume else {"rows": 0, "bytes": 0}
-        self.done["identity"] = identity
-
-    def find(self, identity):
-        if not self.note.is_file() or not self.path.is_file():
-            raise ConfigError("there is nothing to go on from", where=str(self.path),
-                              remedy="leave out --resume")
-        done = read_json(self.note)
-        if done.get("identity") == identity: return done
-        raise ConfigError("it was begun with another run, file or option", where=str(self.path),
-                          remedy="use the same ones, or leave out --resume")
+        if resume:
+            self.done = _where_to_go_on(self.path, self.note, identity)
+        else:
+            _refuse_what_is_there(self.path, self.note, overwrite)
+            self.done = {"rows": 0, "bytes": 0, "identity": identity}
 
     def open(self):
         write_json(self.note, self.done) # first: a file without its note is somebody else's
@@ -166,7 +185,8 @@ class _Partial:
         "Write rows, and only then the note that they are done."
         text = format_rows(rows, columns, self.output.suffix.lower(), header=not self.done["bytes"])
         data = text.encode("utf-8", "backslashreplace") # half a character stays as JSON writes it
-        if self.file.write(data) < len(data): raise OSError(28, "the disk is full", str(self.path))
+        if self.file.write(data) < len(data):
+            raise OSError(28, "the disk is full", str(self.path))
         os.fsync(self.file.fileno())
         self.done["rows"] += len(rows)
         self.done["bytes"] += len(data)
@@ -188,7 +208,8 @@ def check_output(output:str|Path, # file for the answers
                           remedy=remedy)
     if output.exists() and Path(source).exists() and output.samefile(source):
         raise ConfigError("this is the file with the texts", where=str(output), remedy=remedy)
-    if output.is_dir(): raise ConfigError("this is a folder", where=str(output), remedy=remedy)
+    if output.is_dir():
+        raise ConfigError("this is a folder", where=str(output), remedy=remedy)
     if output.exists() and not overwrite:
         raise ConfigError("this already exists", where=str(output),
                           remedy=f"{remedy}, or say --overwrite")
@@ -199,10 +220,13 @@ def check_output(output:str|Path, # file for the answers
 
 # %% ../../nbs/tasks/06g_batch_prediction.ipynb #690b9e9b
 def _pieces(rows, size):
-    while piece := list(islice(rows, size)): yield piece
+    while piece := list(islice(rows, size)):
+        yield piece
 
+# %% ../../nbs/tasks/06g_batch_prediction.ipynb #a717fa93
 def _column_of(columns, text, source):
-    if text in columns: return text
+    if text in columns:
+        return text
     listed = ", ".join(map(repr, columns[:20]))
     raise ConfigError(f"there is no column {text!r}; there are: {listed}", where=str(source),
                       remedy="name the column with --text")
@@ -231,7 +255,8 @@ def predict_file(run, # a `SavedRun`
     rows = (record for _, record in records)
     next(islice(rows, answered.rows, answered.rows), None) # those that are done
     pieces, columns = _pieces(rows, piece), list(records.columns)
-    with partial.open(): _answer_pieces(run, pieces, columns, partial, answered, report, how)
+    with partial.open():
+        _answer_pieces(run, pieces, columns, partial, answered, report, how)
     partial.finish()
     answered.notes = list(records.notes)
     return answered
@@ -248,4 +273,5 @@ def _answer_pieces(run, pieces, columns, partial, answered, report, how):
         answered.count(answers, run)
         report(answered)
 
-def _renamed(answer, names): return {new: answer.get(old, "") for old, new in names.items()}
+def _renamed(answer, names):
+    return {new: answer.get(old, "") for old, new in names.items()}

@@ -39,6 +39,32 @@ class LinearModel(nn.Module):
                ) -> torch.Tensor: # (texts, labels) scores
         return self.terms(input_ids, offsets, per_sample_weights=values) + self.bias
 
+# %% ../../nbs/tasks/06f_linear.ipynb #bedd70b4
+def _encoded(vectors, rows):
+    "Of each row the ids and the TF-IDF values of its terms, and its label where it has one."
+    if not len(rows):
+        return []
+    m = vectors.transform(list(rows["text"]))
+    features = [dict(input_ids=m.indices[a:b].tolist(), values=m.data[a:b].tolist())
+                for a, b in zip(m.indptr, m.indptr[1:])]
+    labels = rows["label"] if "label" in rows.column_names else []
+    for feature, label in zip(features, labels):
+        feature["labels"] = label
+    return features
+
+# %% ../../nbs/tasks/06f_linear.ipynb #3ccef5ca
+def _batch(features):
+    "Terms of all texts one after the other, and where each text begins."
+    def joined(name):
+        return [x for feature in features for x in feature[name]]
+    ends = np.cumsum([len(f["input_ids"]) for f in features])
+    batch = dict(input_ids=torch.tensor(joined("input_ids"), dtype=torch.int64),
+                 values=torch.tensor(joined("values"), dtype=torch.float32),
+                 offsets=torch.tensor([0, *ends[:-1].tolist()]))
+    if "labels" in features[0]:
+        batch["labels"] = torch.tensor([f["labels"] for f in features])
+    return batch
+
 # %% ../../nbs/tasks/06f_linear.ipynb #063a02b5
 @dataclass
 class LinearTextClassification(ClassAnswers, Task):
@@ -49,27 +75,17 @@ class LinearTextClassification(ClassAnswers, Task):
     library:ClassVar[str] = "sftbook"
 
     @cached_property
-    def vectors(self): return _read_terms(Path(self.checkpoint)/"terms.json")
+    def vectors(self):
+        return _read_terms(Path(self.checkpoint)/"terms.json")
 
     def encode(self, rows):
-        if not len(rows): return []
-        m = self.vectors.transform(list(rows["text"]))
-        features = [dict(input_ids=m.indices[a:b].tolist(), values=m.data[a:b].tolist())
-                    for a, b in zip(m.indptr, m.indptr[1:])]
-        labels = rows["label"] if "label" in rows.column_names else []
-        for feature, label in zip(features, labels): feature["labels"] = label
-        return features
+        return _encoded(self.vectors, rows)
 
     def collate(self, features):
-        join = lambda name: [x for f in features for x in f[name]]
-        ends = np.cumsum([len(f["input_ids"]) for f in features])
-        batch = dict(input_ids=torch.tensor(join("input_ids"), dtype=torch.int64),
-                     values=torch.tensor(join("values"), dtype=torch.float32),
-                     offsets=torch.tensor([0, *ends[:-1].tolist()]))
-        if "labels" in features[0]: batch["labels"] = torch.tensor([f["labels"] for f in features])
-        return batch
+        return _batch(features)
 
-    def init_model(self): return LinearModel(len(self.vectors.vocabulary_), len(self.labels))
+    def init_model(self):
+        return LinearModel(len(self.vectors.vocabulary_), len(self.labels))
 
     def infer(self, model, batch):
         return model(batch["input_ids"], batch["offsets"], batch["values"])
@@ -82,8 +98,11 @@ class LinearTextClassification(ClassAnswers, Task):
         return ('from sftbook.tasks import load_run\n\nrun = load_run("path/of/this/folder")\n'
                 'run.predict("a text").names')
 
-    def save_model(self, folder, model): _write_linear(folder, model, self.vectors)
-    def load_model(self, folder): return _read_linear(folder, self)
+    def save_model(self, folder, model):
+        _write_linear(folder, model, self.vectors)
+
+    def load_model(self, folder):
+        return _read_linear(folder, self)
 
 # %% ../../nbs/tasks/06f_linear.ipynb #310eb841
 def _write_linear(folder, model, vectors):
@@ -125,7 +144,8 @@ def fit_linear(rows, # a Dataset with `text` and `label`
                         remedy="give rows of at least two classes")
     task.vectors = fit_tfidf(list(rows["text"]))
     features = task.vectors.transform(list(rows["text"]))
-    with quiet(): machine = LinearSVC(random_state=0).fit(features, labels)
+    with quiet():
+        machine = LinearSVC(random_state=0).fit(features, labels)
     scale = _temperature(features, labels)
     model = task.init_model()
     _set_weights(model, machine.classes_, machine.coef_/scale, machine.intercept_/scale)
@@ -134,7 +154,8 @@ def fit_linear(rows, # a Dataset with `text` and `label`
 # %% ../../nbs/tasks/06f_linear.ipynb #393b0026
 def _scores(decisions):
     "Scores (rows, classes); of two classes scikit-learn gives one distance."
-    if decisions.ndim == 2: return decisions
+    if decisions.ndim == 2:
+        return decisions
     return np.stack([-decisions, decisions], 1)/2
 
 # %% ../../nbs/tasks/06f_linear.ipynb #bf58ded8
@@ -146,17 +167,20 @@ def _temperature(features, labels, folds=5, most=10_000):
         chosen = np.random.default_rng(0).choice(len(labels), most, replace=False)
         features, labels = features[chosen], labels[chosen]
     folds = min(folds, np.unique(labels, return_counts=True)[1].min())
-    if folds < 2: return 1.
+    if folds < 2:
+        return 1.
     parts = StratifiedKFold(folds, shuffle=True, random_state=0)
-    with quiet(): held = cross_val_predict(LinearSVC(random_state=0), features, labels, cv=parts,
-                                           method="decision_function")
+    with quiet():
+        held = cross_val_predict(LinearSVC(random_state=0), features, labels, cv=parts,
+                                 method="decision_function")
     return fit_temperature(_scores(held), np.unique(labels, return_inverse=True)[1])
 
 # %% ../../nbs/tasks/06f_linear.ipynb #a337b152
 @torch.no_grad()
 def _set_weights(model, classes, weight, bias):
     "Weights of the classes that had rows; the others get none, and a score that does not win."
-    if len(classes) == 2: weight, bias = _scores(weight[0]).T, _scores(bias)[0]
+    if len(classes) == 2:
+        weight, bias = _scores(weight[0]).T, _scores(bias)[0]
     model.terms.weight.zero_()
     model.terms.weight[:, classes] = torch.tensor(np.asarray(weight).T, dtype=torch.float32)
     model.bias.fill_(-30.)

@@ -15,8 +15,9 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from ..core import ConfigError, DataError, check_space, counted, hardware, quiet
-from ..corpora import load_rows
+from ..core import ConfigError, DataError, counted, hardware, quiet
+from ..folders import check_space
+from ..rows import load_rows
 from ..evaluation.baselines import majority_baseline
 from .linear import fit_linear
 from ..evaluation.multi_label import constant_answers, fit_thresholds, multi_label_baseline
@@ -25,7 +26,8 @@ from .multi_label import MultiLabelClassification
 from ..preprocessing.copies import duplicate_clusters
 from ..preprocessing.rows import (audit, deduplicate, drop_rare_classes, split_notes,
                                         split_rows)
-from ..tagged import load_tagged, to_iob2
+from ..schemes import to_iob2
+from ..tagged import load_tagged
 from .protocol import FineTuned, fine_tune, predict
 from .text_classification import (TextClassification, balanced_weights, calibrate,
                                                fit_head, pooled_features, pseudo_labels)

@@ -13,8 +13,8 @@ from typing import get_args, get_origin
 
 from torch import nn
 
-from ..core import (atomic_folder, check_manifest, CheckpointError, ConfigError, quiet,
-                          read_json, write_json, write_manifest)
+from ..core import CheckpointError, ConfigError, quiet, read_json, write_json
+from ..folders import atomic_folder, check_manifest, write_manifest
 from ..evaluation.reports import Report
 from ..model import check_max_length
 from .protocol import _RESTORE, _TASKS, predict, Task, task_settings

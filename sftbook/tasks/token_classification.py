@@ -15,7 +15,8 @@ from torch import nn
 from ..core import ConfigError, DataError, quiet
 from ..evaluation.entities import entity_report, entity_spans
 from ..model import check_max_length, load_model, load_tokenizer
-from ..tagged import _ODD_TAG, split_words, tag_scheme, to_iob2, word_spans
+from ..schemes import _ODD_TAG, tag_scheme, to_iob2
+from ..spans import split_words, word_spans
 from ..preprocessing.encoding import pad_batch
 from .protocol import _without_row, Task
 
