@@ -259,6 +259,7 @@ def token_stream(tokenizer, # from `byte_pairs`
         stream += [end, *tokenizer.encode(text).ids]
     return np.array(stream)
 
+# %% ../../nbs/foundations/15_generation.ipynb #fab73513
 class TextWindows:
     "Rows of a stream of tokens, which `shift` moves by up to a row; `rows` are for `Trainer.fit`."
     def __init__(self,
@@ -355,11 +356,12 @@ class SmallGPT:
     def end(self) -> int: # id of `END_OF_TEXT`
         return self.tokenizer.token_to_id(END_OF_TEXT)
 
-# %% ../../nbs/foundations/15_generation.ipynb #ccbebb38
+# %% ../../nbs/foundations/15_generation.ipynb #359e515d
 def _stack(features):
     "A batch of rows of the same length."
     return dict(input_ids=torch.tensor(np.array([f["input_ids"] for f in features])))
 
+# %% ../../nbs/foundations/15_generation.ipynb #2659f032
 def pretrain_gpt(folder:Path, # of checkpoints; a run that was stopped goes on from them
                  texts:dict[str, list[str]]|None=None, # "train", "validation"; None: `news_texts()`
                  config:TrainingConfig=GPT_TRAINING, # the recipe
@@ -398,7 +400,7 @@ def gpt_log(result:TrainingResult, # from `Trainer.fit`
                 parameters=sum(p.numel() for p in model.parameters()), sizes=sizes, dropout=dropout,
                 settings=asdict(config))
 
-# %% ../../nbs/foundations/15_generation.ipynb #24b68454
+# %% ../../nbs/foundations/15_generation.ipynb #6181c619
 def save_gpt(folder:Path, # where to
              gpt:SmallGPT, # from `pretrain_gpt`
             ) -> Path: # the folder
@@ -413,6 +415,7 @@ def save_gpt(folder:Path, # where to
         write_manifest(new)
     return Path(folder)
 
+# %% ../../nbs/foundations/15_generation.ipynb #84a838c1
 def load_gpt(folder:Path|None=None, # None: the one that comes with the package
             ) -> SmallGPT:
     "Read what `save_gpt` wrote."
