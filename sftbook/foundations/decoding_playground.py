@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['group_logits', 'summarize_logits', 'filter_groups', 'DecodingPlayground']
 
-# %% ../../nbs/foundations/15a_decoding_playground.ipynb #9385159e
+# %% ../../nbs/foundations/15a_decoding_playground.ipynb #552e9872
 import anywidget
 import numpy as np
 import torch
 import traitlets
 
-# %% ../../nbs/foundations/15a_decoding_playground.ipynb #122cdbfc
+# %% ../../nbs/foundations/15a_decoding_playground.ipynb #dbb2c1f5
 def group_logits(logits:torch.Tensor, # (vocab,) of the next token, the largest first
                  named:int=50, # tokens that stay alone
                  groups:int=120, # of the rest, at most
@@ -21,7 +21,7 @@ def group_logits(logits:torch.Tensor, # (vocab,) of the next token, the largest 
     means = [round(logits[a:b].mean().item(), 3) for a, b in zip(cuts, cuts[1:])]
     return [[mean, int(b - a)] for mean, a, b in zip(means, cuts, cuts[1:])]
 
-# %% ../../nbs/foundations/15a_decoding_playground.ipynb #fd811d3b
+# %% ../../nbs/foundations/15a_decoding_playground.ipynb #da84e0ff
 def summarize_logits(text:str, # a prompt
                      model, # input_ids -> logits
                      tokenizer, # of transformers
@@ -36,7 +36,7 @@ def summarize_logits(text:str, # a prompt
                 logits=[round(x, 3) for x in logits[:named].tolist()],
                 rest=group_logits(logits, named))
 
-# %% ../../nbs/foundations/15a_decoding_playground.ipynb #d1cb4e16
+# %% ../../nbs/foundations/15a_decoding_playground.ipynb #49756a6c
 def filter_groups(groups:list[list], # logit and how many, the largest logit first
                   temperature:float, # above 0
                   k:int, # tokens to keep
@@ -52,7 +52,7 @@ def filter_groups(groups:list[list], # logit and how many, the largest logit fir
     masses = np.multiply(weights, counts)
     return (masses/masses.sum()).tolist(), sum(counts)
 
-# %% ../../nbs/foundations/15a_decoding_playground.ipynb #fd3911e0
+# %% ../../nbs/foundations/15a_decoding_playground.ipynb #a2cdff2e
 def _nucleus(weights, counts, p):
     "How many of each group are needed to reach the probability p."
     total, before, kept = np.dot(weights, counts), 0., []
@@ -62,7 +62,7 @@ def _nucleus(weights, counts, p):
         before += share*count
     return kept
 
-# %% ../../nbs/foundations/15a_decoding_playground.ipynb #4b44d699
+# %% ../../nbs/foundations/15a_decoding_playground.ipynb #07239627
 _FILTER = """
 function filtered(shown, temperature, k, p) {
   const single = shown.logits.map(x => [x, 1]);
@@ -85,7 +85,7 @@ function filtered(shown, temperature, k, p) {
 }
 """
 
-# %% ../../nbs/foundations/15a_decoding_playground.ipynb #f3621d3b
+# %% ../../nbs/foundations/15a_decoding_playground.ipynb #9b261447
 _CONTROLS = """
 function element(tag, text, parent) {
   const e = document.createElement(tag);
@@ -105,7 +105,7 @@ function slider(parent, name, [min, max, step, value], show, draw) {
 }
 """
 
-# %% ../../nbs/foundations/15a_decoding_playground.ipynb #ee4490ef
+# %% ../../nbs/foundations/15a_decoding_playground.ipynb #74edbcc7
 _TABLE = """
 function fill(table, note, shown, temperature, k, p) {
   const { shares, count } = filtered(shown, temperature, k, p), lines = 12;
@@ -124,7 +124,7 @@ function fill(table, note, shown, temperature, k, p) {
 }
 """
 
-# %% ../../nbs/foundations/15a_decoding_playground.ipynb #7dc350fb
+# %% ../../nbs/foundations/15a_decoding_playground.ipynb #0e2a4c44
 _RENDER = """
 function render({ model, el }) {
   el.classList.add("decoding");
@@ -149,7 +149,7 @@ function render({ model, el }) {
 export default { render };
 """
 
-# %% ../../nbs/foundations/15a_decoding_playground.ipynb #baeaeb85
+# %% ../../nbs/foundations/15a_decoding_playground.ipynb #d10ddc63
 _STYLE = """
 .decoding { max-width: 38rem; }
 .decoding select { font: inherit; color: inherit; background: transparent; max-width: 100%; }
@@ -165,7 +165,7 @@ _STYLE = """
 .decoding p { opacity: .8; margin: .3rem 0 0; }
 """
 
-# %% ../../nbs/foundations/15a_decoding_playground.ipynb #350d218d
+# %% ../../nbs/foundations/15a_decoding_playground.ipynb #85561772
 class DecodingPlayground(anywidget.AnyWidget):
     "Move temperature, top-k and top-p; works in a page without a kernel."
     _esm, _css = _FILTER + _CONTROLS + _TABLE + _RENDER, _STYLE
