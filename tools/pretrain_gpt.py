@@ -8,8 +8,10 @@ To ship the result, copy the folder `sftbook-gpt` in it to sftbook/checkpoints.
 import sys
 from pathlib import Path
 
+from sftbook.core import check_target
 from sftbook.foundations.generation import pretrain_gpt, save_gpt
 
 if __name__ == "__main__":
+    folder = check_target(Path(sys.argv[1]) / "sftbook-gpt")  # refused now rather than after the training
     gpt = pretrain_gpt(Path(sys.argv[1]) / "checkpoints")
-    print(f"written to {save_gpt(Path(sys.argv[1]) / 'sftbook-gpt', gpt)}")
+    print(f"written to {save_gpt(folder, gpt)}")
