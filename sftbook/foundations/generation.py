@@ -96,7 +96,7 @@ class Sampling:
             logits = top_p(logits, self.top_p)
         return min_p(logits, self.min_p) if self.min_p else logits
 
-# %% ../../nbs/foundations/15_generation.ipynb #a846d3af
+# %% ../../nbs/foundations/15_generation.ipynb #a6e3e50c
 def _check_sampling(s):
     least = s.temperature >= 0 and s.repetition_penalty > 0 and (s.top_k is None or s.top_k >= 1)
     if not (least and 0 < s.top_p <= 1 and 0 <= s.min_p <= 1):
@@ -133,7 +133,7 @@ class KVCache:
         for layer, (keys, values) in self.layers.items():
             self.layers[layer] = keys[rows], values[rows]
 
-# %% ../../nbs/foundations/15_generation.ipynb #0962c800
+# %% ../../nbs/foundations/15_generation.ipynb #6e52d74c
 def _choose(logits, input_ids, sampling, random):
     "The next token of each row, (batch, 1)."
     logits = sampling.filter(logits, input_ids)
@@ -185,7 +185,7 @@ class StopStrings:
         ends = [text.find(s) for s in self.strings if s in text]
         return text[:min(ends, default=len(text))]
 
-# %% ../../nbs/foundations/15_generation.ipynb #8a4cf0c0
+# %% ../../nbs/foundations/15_generation.ipynb #dafe35cf
 def _continue_beams(log_probs, scores, num_beams):
     "The best continuations of all beams: their sums, the beam of each, and its new token."
     totals = scores[:, None] + log_probs
@@ -259,7 +259,7 @@ def token_stream(tokenizer, # from `byte_pairs`
         stream += [end, *tokenizer.encode(text).ids]
     return np.array(stream)
 
-# %% ../../nbs/foundations/15_generation.ipynb #fab73513
+# %% ../../nbs/foundations/15_generation.ipynb #ed690b66
 class TextWindows:
     "Rows of a stream of tokens, which `shift` moves by up to a row; `rows` are for `Trainer.fit`."
     def __init__(self,
@@ -322,7 +322,7 @@ def held_out_bits(tokenizer, # from `byte_pairs`
         return dict(bits=bits_per_character(log_probs, list(map(len, texts))))
     return evaluate
 
-# %% ../../nbs/foundations/15_generation.ipynb #1da2eb3b
+# %% ../../nbs/foundations/15_generation.ipynb #7f1fe76f
 def _drop(module, inputs, output):
     return module.dropout(output)
 
@@ -338,7 +338,7 @@ def add_dropout(model:DecoderLM, # changed in place
         part.register_forward_hook(_drop)
     return model
 
-# %% ../../nbs/foundations/15_generation.ipynb #5cb8c185
+# %% ../../nbs/foundations/15_generation.ipynb #b84295ea
 GPT_SIZES = dict(hidden_size=224, num_layers=4, num_heads=4, num_kv_heads=2, intermediate_size=608)
 GPT_TRAINING = TrainingConfig(
     learning_rate=3e-3, num_train_epochs=6, per_device_train_batch_size=4, warmup_steps=0.05,
@@ -356,12 +356,12 @@ class SmallGPT:
     def end(self) -> int: # id of `END_OF_TEXT`
         return self.tokenizer.token_to_id(END_OF_TEXT)
 
-# %% ../../nbs/foundations/15_generation.ipynb #359e515d
+# %% ../../nbs/foundations/15_generation.ipynb #af98f9a4
 def _stack(features):
     "A batch of rows of the same length."
     return dict(input_ids=torch.tensor(np.array([f["input_ids"] for f in features])))
 
-# %% ../../nbs/foundations/15_generation.ipynb #2659f032
+# %% ../../nbs/foundations/15_generation.ipynb #af29f981
 def pretrain_gpt(folder:Path, # of checkpoints; a run that was stopped goes on from them
                  texts:dict[str, list[str]]|None=None, # "train", "validation"; None: `news_texts()`
                  config:TrainingConfig=GPT_TRAINING, # the recipe
@@ -382,7 +382,7 @@ def pretrain_gpt(folder:Path, # of checkpoints; a run that was stopped goes on f
     result = trainer.fit(windows.rows, resume=True)
     return SmallGPT(model, tokenizer, gpt_log(result, model, sizes, dropout, config))
 
-# %% ../../nbs/foundations/15_generation.ipynb #82a82c8b
+# %% ../../nbs/foundations/15_generation.ipynb #7be6481a
 def gpt_log(result:TrainingResult, # from `Trainer.fit`
             model:DecoderLM, # trained
             sizes:dict, # of the model
@@ -400,7 +400,7 @@ def gpt_log(result:TrainingResult, # from `Trainer.fit`
                 parameters=sum(p.numel() for p in model.parameters()), sizes=sizes, dropout=dropout,
                 settings=asdict(config))
 
-# %% ../../nbs/foundations/15_generation.ipynb #02172393
+# %% ../../nbs/foundations/15_generation.ipynb #840bd550
 def save_gpt(folder:Path, # where to
              gpt:SmallGPT, # from `pretrain_gpt`
             ) -> Path: # the folder
@@ -415,7 +415,7 @@ def save_gpt(folder:Path, # where to
         write_manifest(new)
     return Path(folder)
 
-# %% ../../nbs/foundations/15_generation.ipynb #84a838c1
+# %% ../../nbs/foundations/15_generation.ipynb #17c3869e
 def load_gpt(folder:Path|None=None, # None: the one that comes with the package
             ) -> SmallGPT:
     "Read what `save_gpt` wrote."
@@ -427,7 +427,7 @@ def load_gpt(folder:Path|None=None, # None: the one that comes with the package
     model.load_state_dict({name: w.float() for name, w in weights.items()})
     return SmallGPT(model, tokenizer, log)
 
-# %% ../../nbs/foundations/15_generation.ipynb #77dfd70d
+# %% ../../nbs/foundations/15_generation.ipynb #c390a12a
 def _gpt_card(log):
     "The model card."
     best = min(e["bits"] for e in log["evaluations"])
