@@ -17,7 +17,7 @@ import numpy as np
 import traitlets
 from fastcore.basics import patch
 
-# %% ../../nbs/foundations/10_ngram.ipynb #c9c59142
+# %% ../../nbs/foundations/10_ngram.ipynb #e1fd6913
 START = "<s>" # fills the places before the first token
 END = "</s>" # stands after the last token, and is predicted like a token
 UNKNOWN = "<unk>" # stands for every token that is too rare to have a number
@@ -34,7 +34,7 @@ def make_vocabulary(texts:Iterable, # each a list of tokens, or a string of char
     ordered = sorted(frequent, key=lambda token: (-counts[token], token))
     return {token: number for number, token in enumerate([*special, *ordered])}
 
-# %% ../../nbs/foundations/10_ngram.ipynb #05808789
+# %% ../../nbs/foundations/10_ngram.ipynb #fe30db40
 def to_ids(tokens:Iterable[str], # of one text
            vocabulary:dict[str, int], # from `make_vocabulary`
           ) -> list[int]: # numbers
@@ -42,7 +42,7 @@ def to_ids(tokens:Iterable[str], # of one text
     ids = [vocabulary.get(token, vocabulary.get(UNKNOWN)) for token in tokens]
     return [number for number in ids if number is not None]
 
-# %% ../../nbs/foundations/10_ngram.ipynb #0c7b4e76
+# %% ../../nbs/foundations/10_ngram.ipynb #42043ef8
 def windows(texts:Iterable[list[str]], # tokens of each text
             vocabulary:dict[str, int], # from `make_vocabulary`, <s> is 0 and </s> is 1
             order:int, # n
@@ -62,7 +62,7 @@ def _pack(columns):
         code = (code << 15) | column
     return code
 
-# %% ../../nbs/foundations/10_ngram.ipynb #76922cab
+# %% ../../nbs/foundations/10_ngram.ipynb #85033910
 @dataclass
 class Level:
     "Counts of all n-grams of one order; contexts and n-grams are sorted codes, to be searched."
@@ -77,7 +77,7 @@ class Level:
         "(contexts,): the sum of a value over the n-grams of each context."
         return np.bincount(self.context, weights=values, minlength=len(self.contexts))
 
-# %% ../../nbs/foundations/10_ngram.ipynb #cd1c5ea6
+# %% ../../nbs/foundations/10_ngram.ipynb #77435049
 def _count_level(train, k, vocab_size):
     "Count the n-grams of order k in windows (events, order)."
     contexts, context = np.unique(_pack(train[:, -k:-1]), return_inverse=True)
@@ -106,7 +106,7 @@ class NgramCounts:
         self.total_left = [level.of_context(level.left) for level in self.levels]
         self.kept = {} # sums that back-off computes once
 
-# %% ../../nbs/foundations/10_ngram.ipynb #7f9d207d
+# %% ../../nbs/foundations/10_ngram.ipynb #df2b965d
 def _search(table, keys):
     "Place of each key in a sorted table; -1 where it is not there."
     place = np.minimum(np.searchsorted(table, keys), len(table) - 1)
@@ -123,7 +123,7 @@ def find(self:NgramCounts,
     gram = _search(level.grams, context*self.vocab_size + rows[:, -1])
     return context, np.where(context >= 0, gram, -1)
 
-# %% ../../nbs/foundations/10_ngram.ipynb #87678c48
+# %% ../../nbs/foundations/10_ngram.ipynb #d0e4ef66
 @patch
 def at(self:NgramCounts,
        k:int, # order, from 1
@@ -177,7 +177,7 @@ def _longest(parts):
     "(rows,): the highest order that has seen the context."
     return (~np.isnan(parts)).sum(1) - 1
 
-# %% ../../nbs/foundations/10_ngram.ipynb #8b4ac9b4
+# %% ../../nbs/foundations/10_ngram.ipynb #f3fd0a0d
 def fit_weights(counts:NgramCounts, # of training text
                 held_out:np.ndarray, # (rows, order) windows of other text
                 steps:int=30, # of expectation maximisation
@@ -194,7 +194,7 @@ def fit_weights(counts:NgramCounts, # of training text
             weights[k, :k + 1] = (mixed/mixed.sum(1, keepdims=True)).mean(0)
     return weights
 
-# %% ../../nbs/foundations/10_ngram.ipynb #6580f697
+# %% ../../nbs/foundations/10_ngram.ipynb #75a7b86b
 def interpolated(counts:NgramCounts, # of training text
                  rows:np.ndarray, # (rows, order) windows
                  weights:np.ndarray, # (order + 1, order + 1) from `fit_weights`
@@ -220,7 +220,7 @@ def back_off(counts:NgramCounts, # of training text
     passed = np.where(context >= 0, taken*types/total/np.maximum(waiting, 1e-9), 1.)
     return np.where(c > 0, (c - taken)/total, passed*back_off(counts, rows, discount, k - 1))
 
-# %% ../../nbs/foundations/10_ngram.ipynb #f49b8a62
+# %% ../../nbs/foundations/10_ngram.ipynb #5e971ad4
 def _seen_below(counts, discount, k):
     "(contexts,) of order k: what the order below gives to the tokens seen after each; kept."
     if (discount, k) not in counts.kept:
@@ -251,7 +251,7 @@ def perplexity(log_probs, # sums of log-probabilities in nats: one, or one a doc
     "Perplexity by the unit that is counted: the exponential of one mean over all of the text."
     return float(np.exp(-np.sum(log_probs)/np.sum(units)))
 
-# %% ../../nbs/foundations/10_ngram.ipynb #114ac21f
+# %% ../../nbs/foundations/10_ngram.ipynb #53728216
 def bits_per_character(log_probs, # sums of log-probabilities in nats
                        characters, # of the texts
                       ) -> float: # bits
@@ -301,7 +301,7 @@ def _shares(after, most):
     total = sum(n for _, n in best)
     return "".join(f"{c}{max(1, round(9*n/total))}" for c, n in best)
 
-# %% ../../nbs/foundations/10_ngram.ipynb #707ced9e
+# %% ../../nbs/foundations/10_ngram.ipynb #42d10332
 _NEXT = """
 function next(table, text, context, temperature) {
   for (let k = Math.min(context, text.length); k >= 0; k--) {
@@ -352,7 +352,7 @@ function render({ model, el }) {
 export default { render };
 """
 
-# %% ../../nbs/foundations/10_ngram.ipynb #8affcd40
+# %% ../../nbs/foundations/10_ngram.ipynb #bcfb7aa6
 _STYLE = """
 .ngram-sampler { max-width: 40rem; display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; }
 .ngram-sampler { align-items: center; }

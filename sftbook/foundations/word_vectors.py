@@ -131,17 +131,21 @@ class WordVectors:
         found = [(self.words[i], float(cosines[i])) for i in best if self.words[i] not in without]
         return found[:k]
 
+# %% ../../nbs/foundations/11_word_vectors.ipynb #f3eca29b
+def _mean_of(v, asking):
+    "The mean of the vectors that ask (batch, dim), and the share of each in it; -1 has none."
+    there = (asking >= 0).float()
+    share = there/there.sum(1, keepdim=True)
+    return torch.bmm(share[:, None], v[asking.clamp(min=0)])[:, 0], share
+
 # %% ../../nbs/foundations/11_word_vectors.ipynb #39552e28
 def _update(v, u, asking, targets, rate, share_gradient=True):
     "One step on a batch; returns its mean loss."
-    there = (asking >= 0).float()
-    share = there/there.sum(1, keepdim=True)
-    rows = asking.clamp(min=0)
-    h = torch.bmm(share[:, None], v[rows])[:, 0]
+    h, share = _mean_of(v, asking)
     loss, of_h, of_u = negative_sampling_gradients(h, u[targets])
-    of_v = (share if share_gradient else there)[:, :, None]*of_h[:, None]
+    of_v = (share if share_gradient else (share > 0).float())[:, :, None]*of_h[:, None]
     u.index_add_(0, targets.flatten(), of_u.flatten(0, 1), alpha=-rate)
-    v.index_add_(0, rows.flatten(), of_v.flatten(0, 1), alpha=-rate)
+    v.index_add_(0, asking.clamp(min=0).flatten(), of_v.flatten(0, 1), alpha=-rate)
     return loss.mean().item()
 
 # %% ../../nbs/foundations/11_word_vectors.ipynb #628d86ba
