@@ -79,7 +79,7 @@ def window_pairs(ids:np.ndarray, # (tokens,)
             neighbours.append(center + shift)
     return np.concatenate(centers), np.concatenate(neighbours)
 
-# %% ../../nbs/foundations/11_word_vectors.ipynb #b48b40a3
+# %% ../../nbs/foundations/11_word_vectors.ipynb #3185c32d
 def _cbow_questions(ids, center, neighbour, window):
     "The neighbours of each place (questions, 2*window), -1 fills up; and the word in it."
     order = np.argsort(center, kind="stable")
@@ -131,7 +131,7 @@ class WordVectors:
         found = [(self.words[i], float(cosines[i])) for i in best if self.words[i] not in without]
         return found[:k]
 
-# %% ../../nbs/foundations/11_word_vectors.ipynb #ef88286c
+# %% ../../nbs/foundations/11_word_vectors.ipynb #f3eca29b
 def _mean_of(v, asking):
     "The mean of the vectors that ask (batch, dim), and the share of each in it; -1 has none."
     there = (asking >= 0).float()
@@ -148,7 +148,7 @@ def _update(v, u, asking, targets, rate, share_gradient=True):
     v.index_add_(0, asking.clamp(min=0).flatten(), of_v.flatten(0, 1), alpha=-rate)
     return loss.mean().item()
 
-# %% ../../nbs/foundations/11_word_vectors.ipynb #6329f87e
+# %% ../../nbs/foundations/11_word_vectors.ipynb #628d86ba
 def _draw_words(noise, shape, rng):
     "Words by their share of the cumulative sum `noise`."
     return torch.from_numpy(np.searchsorted(noise, rng.random(shape)*noise[-1]))
@@ -306,7 +306,7 @@ _STYLE = """
 .word-neighbours span { background: #3a87c8; }
 """
 
-# %% ../../nbs/foundations/11_word_vectors.ipynb #2acf1b17
+# %% ../../nbs/foundations/11_word_vectors.ipynb #8d0d8d7f
 class WordNeighbours(anywidget.AnyWidget):
     "A field for a word and its nearest neighbours; everything happens in the page."
     _esm, _css = _VIEW, _STYLE
