@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'rnn_cell', 'lstm_cell', 'gru_cell', 'run_cell', 'Recurrent', 'set_forget_bias', 'max_over_time', 'TextCNN',
-           'BiLSTMClassifier', 'vocabulary', 'to_ids', 'allowed_transitions', 'well_formed', 'CRF', 'viterbi',
-           'marginals', 'BiLSTMTagger']
+           'BiLSTMClassifier', 'allowed_transitions', 'well_formed', 'CRF', 'viterbi', 'marginals', 'BiLSTMTagger']
 
 # %% ../../nbs/foundations/12_recurrent.ipynb #c4829608
-from collections import Counter
-
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from ..core import ConfigError
@@ -37,9 +35,11 @@ def lstm_cell(x:torch.Tensor, # (batch, input), the token that is read
              ) -> tuple: # the new (h, c)
     "One step of the LSTM with forget gate (Hochreiter and Schmidhuber 1997; Gers et al. 2000)."
     h, c = state
-    i, f, g, o = (x @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh).chunk(4, -1)
-    c = torch.sigmoid(f)*c + torch.sigmoid(i)*torch.tanh(g)
-    return torch.sigmoid(o)*torch.tanh(c), c
+    rows = x @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh
+    gates = rows.chunk(4, -1)
+    i, f, o = (torch.sigmoid(gates[place]) for place in (0, 1, 3))
+    c = f*c + i*torch.tanh(gates[2])
+    return o*torch.tanh(c), c
 
 # %% ../../nbs/foundations/12_recurrent.ipynb #5ceba605
 def gru_cell(x:torch.Tensor, # (batch, input), the token that is read
@@ -49,7 +49,7 @@ def gru_cell(x:torch.Tensor, # (batch, input), the token that is read
              bias_ih:torch.Tensor, # (3*hidden,)
              bias_hh:torch.Tensor, # (3*hidden,)
             ) -> tuple: # the new (h,)
-    "One step of the GRU as torch defines it: the reset gate comes after the matrix product (Cho et al. 2014 has it before)."
+    "One step of the GRU as torch has it: reset after the product (Cho et al. 2014: before)."
     h, = state
     r_x, z_x, n_x = (x @ weight_ih.T + bias_ih).chunk(3, -1)
     r_h, z_h, n_h = (h @ weight_hh.T + bias_hh).chunk(3, -1)
@@ -58,7 +58,8 @@ def gru_cell(x:torch.Tensor, # (batch, input), the token that is read
     return ((1 - z)*n + z*h,)
 
 # %% ../../nbs/foundations/12_recurrent.ipynb #51f8fada
-CELLS = {"RNN": (rnn_cell, 1, 1), "LSTM": (lstm_cell, 2, 4), "GRU": (gru_cell, 1, 3)}  # step, states, blocks of rows in the matrices
+# the step, how many states it has, how many blocks of rows its matrices have
+CELLS = {"RNN": (rnn_cell, 1, 1), "LSTM": (lstm_cell, 2, 4), "GRU": (gru_cell, 1, 3)}
 
 def run_cell(step, # such as `lstm_cell`
              inputs:torch.Tensor, # (batch, steps, input)
@@ -68,16 +69,20 @@ def run_cell(step, # such as `lstm_cell`
              reverse:bool=False, # read from right to left
             ) -> torch.Tensor: # (batch, steps, hidden), zero where there is padding
     "Read a batch of sequences in one direction; padded steps leave the state alone."
-    steps, outputs = range(inputs.shape[1]), {}
+    steps = range(inputs.shape[1])
+    outputs = {}
     for t in reversed(steps) if reverse else steps:
-        new, keep = step(inputs[:, t], state, *weights), mask[:, t, None]
+        keep = mask[:, t, None]
+        new = step(inputs[:, t], state, *weights)
         state = tuple(torch.where(keep, a, b) for a, b in zip(new, state))
         outputs[t] = state[0]*keep
     return torch.stack([outputs[t] for t in steps], 1)
 
 # %% ../../nbs/foundations/12_recurrent.ipynb #63dbdefe
+_PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
 class Recurrent(nn.Module):
-    "`nn.RNN`, `nn.LSTM` or `nn.GRU` written out, with torch's names of weights. For reading and tests; torch's own is faster."
+    "`nn.RNN`, `nn.LSTM` or `nn.GRU` written out, with torch's names; torch's own is faster."
     def __init__(self,
                  kind:str, # "RNN", "LSTM" or "GRU"
                  input_size:int, # numbers in each vector that is read
@@ -86,46 +91,71 @@ class Recurrent(nn.Module):
                  bidirectional:bool=False, # a second network reads from right to left
                 ):
         super().__init__()
-        if kind not in CELLS: raise ConfigError(f"there is no cell {kind!r}", where="Recurrent", remedy=f"choose one of {', '.join(CELLS)}")
-        (self.step, self.states, blocks), self.hidden_size = CELLS[kind], hidden_size
-        directions = ("", "_reverse")[:1 + bidirectional]
-        self.layers = [[f"_l{layer}{d}" for d in directions] for layer in range(num_layers)]
-        for layer, name in ((k, n) for k, names in enumerate(self.layers) for n in names):
-            columns = dict(weight_ih=[input_size if layer == 0 else hidden_size*len(directions)], weight_hh=[hidden_size], bias_ih=[], bias_hh=[])
-            for part, rest in columns.items(): self.register_parameter(part + name, nn.Parameter(torch.empty(blocks*hidden_size, *rest).uniform_(-1, 1)*hidden_size**-0.5))
+        if kind not in CELLS:
+            raise ConfigError(f"there is no cell {kind!r}", where="Recurrent",
+                              remedy=f"choose one of {', '.join(CELLS)}")
+        self.step, self.states, self.blocks = CELLS[kind]
+        self.hidden_size, self.directions = hidden_size, 1 + bidirectional
+        self.layers = []
+        for layer in range(num_layers):
+            columns = input_size if layer == 0 else hidden_size*self.directions
+            directions = range(self.directions)
+            self.layers.append([self._add_weights(layer, d, columns) for d in directions])
 
-    def forward(self, inputs:torch.Tensor, # (batch, steps, input_size)
-                mask:torch.Tensor|None=None, # (batch, steps), True where there is a token; all when None
-               ) -> torch.Tensor: # (batch, steps, hidden_size*directions)
-        mask = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device) if mask is None else mask
-        for names in self.layers:
-            zero = (inputs.new_zeros(len(inputs), self.hidden_size),)*self.states
-            weights = [[getattr(self, part + name) for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")] for name in names]
-            inputs = torch.cat([run_cell(self.step, inputs, zero, w, mask, reverse=d == 1) for d, w in enumerate(weights)], -1)
-        return inputs
+    def _add_weights(self, layer, direction, columns):
+        "Weights of one cell, under torch's names; gives the names."
+        suffix = f"_l{layer}" + "_reverse"*direction
+        for part, rest in zip(_PARTS, ((columns,), (self.hidden_size,), (), ())):
+            weight = torch.empty(self.blocks*self.hidden_size, *rest)
+            weight.uniform_(-1, 1).mul_(self.hidden_size**-0.5)
+            self.register_parameter(part + suffix, nn.Parameter(weight))
+        return [part + suffix for part in _PARTS]
+
+# %% ../../nbs/foundations/12_recurrent.ipynb #98df56a8
+@patch
+def _run_layer(self:Recurrent, inputs, mask, names):
+    "Both directions of a layer, side by side."
+    zero = (inputs.new_zeros(len(inputs), self.hidden_size),)*self.states
+    outputs = []
+    for direction, parts in enumerate(names):
+        weights = [getattr(self, part) for part in parts]
+        outputs.append(run_cell(self.step, inputs, zero, weights, mask, direction == 1))
+    return torch.cat(outputs, -1)
+
+@patch
+def forward(self:Recurrent,
+            inputs:torch.Tensor, # (batch, steps, input_size)
+            mask:torch.Tensor|None=None, # (batch, steps), True for tokens; all when None
+           ) -> torch.Tensor: # (batch, steps, hidden_size*directions)
+    "Run all layers."
+    if mask is None:
+        mask = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+    for names in self.layers:
+        inputs = self._run_layer(inputs, mask, names)
+    return inputs
 
 # %% ../../nbs/foundations/12_recurrent.ipynb #4dcbd288
 @torch.no_grad()
 def set_forget_bias(lstm:nn.LSTM, # changed in place; a `Recurrent` of kind LSTM will do
                     value:float, # at the start; 0 forgets half at each token, 5 less than 1 %
                    ) -> nn.LSTM: # the same module
-    "Set what the two biases of the forget gates add up to, in all layers and directions (Gers et al. 2000)."
+    "Set what the two biases of the forget gates add up to, in all layers and directions."
     for name, bias in lstm.named_parameters():
-        if not name.startswith("bias"): continue
-        quarter = len(bias)//4
-        bias[quarter:2*quarter] = value if name.startswith("bias_ih") else 0.
+        if name.startswith("bias"):
+            quarter = len(bias)//4
+            bias[quarter:2*quarter] = value if name.startswith("bias_ih") else 0.
     return lstm
 
 # %% ../../nbs/foundations/12_recurrent.ipynb #e24f45c3
 def max_over_time(values:torch.Tensor, # (batch, steps, channels)
-                  mask:torch.Tensor, # (batch, steps), True where there is a token; at least one a row
+                  mask:torch.Tensor, # (batch, steps), True for tokens; at least one a row
                  ) -> torch.Tensor: # (batch, channels)
     "The largest value of each channel over the tokens of a row."
     return values.masked_fill(~mask[..., None], torch.finfo(values.dtype).min).amax(1)
 
 # %% ../../nbs/foundations/12_recurrent.ipynb #958680fe
 class TextCNN(nn.Module):
-    "Classify a text by the strongest response of each filter (Kim 2014). `forward` gives scores (batch, labels)."
+    "Classify by the strongest response of each filter (Kim 2014); gives scores (batch, labels)."
     def __init__(self,
                  vocabulary_size:int, # ids are in [0, vocabulary_size); 0 is padding
                  n_labels:int, # classes
@@ -135,30 +165,40 @@ class TextCNN(nn.Module):
                  dropout:float=0.3, # share of values set to zero while training
                 ):
         super().__init__()
-        self.embedding, self.dropout = nn.Embedding(vocabulary_size, embedding_size, padding_idx=0), nn.Dropout(dropout)
-        self.convolutions = nn.ModuleList(nn.Conv1d(embedding_size, filters, width) for width in widths)
+        self.embedding = nn.Embedding(vocabulary_size, embedding_size, padding_idx=0)
+        self.dropout = nn.Dropout(dropout)
+        self.convolutions = nn.ModuleList(nn.Conv1d(embedding_size, filters, w) for w in widths)
         self.classifier = nn.Linear(filters*len(widths), n_labels)
 
     def forward(self, input_ids, attention_mask):
-        x, mask = self.dropout(self.embedding(input_ids)).transpose(1, 2), attention_mask.bool()
-        responses = [conv(nn.functional.pad(x, (0, conv.kernel_size[0] - 1))).relu().transpose(1, 2) for conv in self.convolutions]
-        return self.classifier(self.dropout(torch.cat([max_over_time(r, mask) for r in responses], -1)))
+        x, responses = self.dropout(self.embedding(input_ids)).transpose(1, 2), []
+        for convolution in self.convolutions:
+            beyond = convolution.kernel_size[0] - 1  # so that every token begins a window
+            found = convolution(nn.functional.pad(x, (0, beyond))).relu().transpose(1, 2)
+            responses.append(max_over_time(found, attention_mask.bool()))
+        return self.classifier(self.dropout(torch.cat(responses, -1)))
 
 # %% ../../nbs/foundations/12_recurrent.ipynb #80161d71
 class _Reader(nn.Module):
-    "Embeddings and a bidirectional LSTM: one vector for each token, from what stands before and after it."
+    "Embeddings and a bidirectional LSTM: a vector for each token, from what is before and after."
     def __init__(self, vocabulary_size, embedding_size, hidden_size, dropout):
         super().__init__()
-        self.embedding, self.dropout = nn.Embedding(vocabulary_size, embedding_size, padding_idx=0), nn.Dropout(dropout)
-        self.lstm = set_forget_bias(nn.LSTM(embedding_size, hidden_size, bidirectional=True, batch_first=True), 1.)
+        self.embedding = nn.Embedding(vocabulary_size, embedding_size, padding_idx=0)
+        self.dropout = nn.Dropout(dropout)
+        lstm = nn.LSTM(embedding_size, hidden_size, bidirectional=True, batch_first=True)
+        self.lstm = set_forget_bias(lstm, 1.)
 
     def forward(self, input_ids, attention_mask):
-        x = self.dropout(self.embedding(input_ids))
-        packed = nn.utils.rnn.pack_padded_sequence(x, attention_mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
-        return self.dropout(nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0])
+        x, lengths = self.dropout(self.embedding(input_ids)), attention_mask.sum(1).cpu()
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True,
+                                                   enforce_sorted=False)
+        outputs = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True,
+                                                   total_length=x.shape[1])[0]
+        return self.dropout(outputs)
 
+# %% ../../nbs/foundations/12_recurrent.ipynb #767f84b5
 class BiLSTMClassifier(nn.Module):
-    "Classify a text by the maximum over time of a bidirectional LSTM. `forward` gives scores (batch, labels)."
+    "Classify by the maximum over time of a bidirectional LSTM; gives scores (batch, labels)."
     def __init__(self,
                  vocabulary_size:int, # ids are in [0, vocabulary_size); 0 is padding
                  n_labels:int, # classes
@@ -170,73 +210,79 @@ class BiLSTMClassifier(nn.Module):
         self.reader = _Reader(vocabulary_size, embedding_size, hidden_size, dropout)
         self.classifier = nn.Linear(2*hidden_size, n_labels)
 
-    def forward(self, input_ids, attention_mask): return self.classifier(max_over_time(self.reader(input_ids, attention_mask), attention_mask.bool()))
-
-# %% ../../nbs/foundations/12_recurrent.ipynb #ac3ddb8e
-def vocabulary(texts:list, # each a list of tokens, or a string of characters
-               min_count:int=2, # rarer tokens are unknown
-              ) -> dict[str, int]: # token -> id, from 2 on; 0 is padding, 1 is unknown
-    "Number the tokens of the training rows, the most frequent first."
-    counts = Counter(token for text in texts for token in text)
-    ordered = sorted((-n, token) for token, n in counts.items() if n >= min_count)
-    return {token: i + 2 for i, (_, token) in enumerate(ordered)}
-
-def to_ids(tokens, # a list of tokens, or a string of characters
-           ids:dict[str, int], # of `vocabulary`
-          ) -> list[int]: # one a token
-    "Ids of tokens; 1 where a token is unknown."
-    return [ids.get(token, 1) for token in tokens]
+    def forward(self, input_ids, attention_mask):
+        states = self.reader(input_ids, attention_mask)
+        return self.classifier(max_over_time(states, attention_mask.bool()))
 
 # %% ../../nbs/foundations/12_recurrent.ipynb #d2edf57b
-def allowed_transitions(labels:list[str], # IOB2 tags, such as O, B-PER, I-PER
-                       ) -> tuple[torch.Tensor, torch.Tensor]: # (tags,) may stand first, (tags, tags) may follow: from row to column
-    "What IOB2 allows: `I-X` only after `B-X` or `I-X`."
-    first = torch.tensor([not label.startswith("I-") for label in labels])
-    follows = [[not b.startswith("I-") or a in (f"B-{b[2:]}", b) for b in labels] for a in labels]
-    return first, torch.tensor(follows)
+def _may_follow(before, tag):
+    "Whether IOB2 allows a tag after another."
+    return not tag.startswith("I-") or before in (f"B-{tag[2:]}", tag)
 
+def allowed_transitions(labels:list[str], # IOB2 tags, such as O, B-PER, I-PER
+                       ) -> tuple: # (tags,) may stand first, (tags, tags) from row to column
+    "What IOB2 allows: `I-X` only after `B-X` or `I-X`, as two tensors of True and False."
+    first = torch.tensor([_may_follow("O", label) for label in labels])
+    follows = torch.tensor([_may_follow(a, b) for a in labels for b in labels])
+    return first, follows.view(len(labels), len(labels))
+
+# %% ../../nbs/foundations/12_recurrent.ipynb #107af8cb
 def well_formed(tags:list[str], # of one sentence
                ) -> bool: # whether no `I-X` stands where it may not
     "Whether tags are strict IOB2."
-    return all(not b.startswith("I-") or a in (f"B-{b[2:]}", b) for a, b in zip(["O", *tags], tags))
+    return all(_may_follow(before, tag) for before, tag in zip(["O", *tags], tags))
 
 # %% ../../nbs/foundations/12_recurrent.ipynb #c5bd3884
 class CRF(nn.Module):
-    "A linear-chain conditional random field (Lafferty et al. 2001). Scores are `emissions` (batch, steps, tags); `mask` (batch, steps) is True where there is a token, from the left and without gaps."
+    "A linear-chain conditional random field (Lafferty et al. 2001)."
     def __init__(self,
                  n_tags:int, # ids are in [0, n_tags)
                  allowed:tuple|None=None, # of `allowed_transitions`; everything when None
                 ):
         super().__init__()
-        self.start, self.end, self.transitions = (nn.Parameter(torch.zeros(shape)) for shape in ((n_tags,), (n_tags,), (n_tags, n_tags)))
+        self.start, self.end = nn.Parameter(torch.zeros(n_tags)), nn.Parameter(torch.zeros(n_tags))
+        self.transitions = nn.Parameter(torch.zeros(n_tags, n_tags))
         first, follows = allowed or (torch.ones(n_tags).bool(), torch.ones(n_tags, n_tags).bool())
-        self.register_buffer("first", first), self.register_buffer("follows", follows)
+        self.register_buffer("first", first)
+        self.register_buffer("follows", follows)
 
     def weights(self):
         "start, transitions (from, to) and end, with forbidden ones out of reach."
-        return self.start.masked_fill(~self.first, -1e4), self.transitions.masked_fill(~self.follows, -1e4), self.end
-
-    def score(self, emissions, tags, mask):
-        "s(x, y) of the given tags (batch, steps): (batch,). What stands at padding does not matter."
-        start, transitions, end = self.weights()
-        tags = tags.masked_fill(~mask, 0)
-        chosen = (emissions.gather(2, tags[..., None])[..., 0]*mask).sum(1)
-        steps = (transitions[tags[:, :-1], tags[:, 1:]]*mask[:, 1:]).sum(1)
-        last = tags.gather(1, mask.sum(1, keepdim=True) - 1)[:, 0]
-        return start[tags[:, 0]] + chosen + steps + end[last]
-
-    def log_partition(self, emissions, mask):
-        "log Z(x) by the forward algorithm: (batch,)."
-        start, transitions, end = self.weights()
-        alpha = start + emissions[:, 0]
-        for t in range(1, emissions.shape[1]):
-            new = torch.logsumexp(alpha[:, :, None] + transitions, 1) + emissions[:, t]
-            alpha = torch.where(mask[:, t, None], new, alpha)
-        return torch.logsumexp(alpha + end, -1)
+        start = self.start.masked_fill(~self.first, -1e4)
+        return start, self.transitions.masked_fill(~self.follows, -1e4), self.end
 
     def forward(self, emissions, tags, mask):
-        "Negative log-likelihood of the tags: (batch,)."
+        "Negative log-likelihood of the tags, log Z - s: (batch,). See `score` for the shapes."
         return self.log_partition(emissions, mask) - self.score(emissions, tags, mask)
+
+# %% ../../nbs/foundations/12_recurrent.ipynb #f226828a
+@patch
+def score(self:CRF,
+          emissions:torch.Tensor, # (batch, steps, tags)
+          tags:torch.Tensor, # (batch, steps); what stands at padding does not matter
+          mask:torch.Tensor, # (batch, steps), True where a token is: from the left, no gaps
+         ) -> torch.Tensor: # (batch,)
+    "s(x, y) of the given tags."
+    start, transitions, end = self.weights()
+    tags = tags.masked_fill(~mask, 0)
+    chosen = (emissions.gather(2, tags[..., None])[..., 0]*mask).sum(1)
+    steps = (transitions[tags[:, :-1], tags[:, 1:]]*mask[:, 1:]).sum(1)
+    last = tags.gather(1, mask.sum(1, keepdim=True) - 1)[:, 0]
+    return start[tags[:, 0]] + chosen + steps + end[last]
+
+# %% ../../nbs/foundations/12_recurrent.ipynb #a8989cd8
+@patch
+def log_partition(self:CRF,
+                  emissions:torch.Tensor, # (batch, steps, tags)
+                  mask:torch.Tensor, # (batch, steps), True where there is a token
+                 ) -> torch.Tensor: # (batch,)
+    "log Z(x) by the forward algorithm."
+    start, transitions, end = self.weights()
+    alpha = start + emissions[:, 0]
+    for t in range(1, emissions.shape[1]):
+        new = torch.logsumexp(alpha[:, :, None] + transitions, 1) + emissions[:, t]
+        alpha = torch.where(mask[:, t, None], new, alpha)
+    return torch.logsumexp(alpha + end, -1)
 
 # %% ../../nbs/foundations/12_recurrent.ipynb #e01c4765
 @torch.no_grad()
@@ -246,13 +292,15 @@ def viterbi(crf:CRF, # its weights
            ) -> list[list[int]]: # the best tags of each row, as many as it has tokens
     "The tag sequence with the highest score (Viterbi 1967)."
     start, transitions, end = crf.weights()
-    best, pointers, same = start + emissions[:, 0], [], torch.arange(emissions.shape[2], device=emissions.device)
+    best, pointers = start + emissions[:, 0], []
+    same = torch.arange(emissions.shape[2], device=emissions.device)
     for t in range(1, emissions.shape[1]):
         new, back = (best[:, :, None] + transitions).max(1)
         pointers.append(torch.where(mask[:, t, None], back, same))
         best = torch.where(mask[:, t, None], new + emissions[:, t], best)
     tags = [(best + end).argmax(-1)]
-    for back in reversed(pointers): tags.append(back.gather(1, tags[-1][:, None])[:, 0])
+    for back in reversed(pointers):
+        tags.append(back.gather(1, tags[-1][:, None])[:, 0])
     rows = torch.stack(tags[::-1], 1).tolist()
     return [row[:n] for row, n in zip(rows, mask.sum(1).tolist())]
 
@@ -268,31 +316,49 @@ def marginals(crf:CRF, # its weights
 
 # %% ../../nbs/foundations/12_recurrent.ipynb #2674d214
 class BiLSTMTagger(nn.Module):
-    "A bidirectional LSTM that scores tags, with a CRF on top or without (Huang et al. 2015, arXiv:1508.01991). `forward` gives emissions (batch, steps, tags)."
+    "A bidirectional LSTM that scores tags, with a CRF on top (Huang et al. 2015) or without."
     def __init__(self,
                  vocabulary_size:int, # ids are in [0, vocabulary_size); 0 is padding
                  labels:list[str], # IOB2 tags in the order of their ids
-                 crf:bool=True, # score sequences, and forbid ill-formed ones; else each token on its own
+                 crf:bool=True, # score sequences, and forbid ill-formed ones; else each token alone
                  embedding_size:int=100, # numbers of a token's vector
                  hidden_size:int=128, # numbers of the state in each direction
                  dropout:float=0.3, # share of values set to zero while training
                 ):
         super().__init__()
-        self.labels, self.reader = list(labels), _Reader(vocabulary_size, embedding_size, hidden_size, dropout)
+        self.labels = list(labels)
+        self.reader = _Reader(vocabulary_size, embedding_size, hidden_size, dropout)
         self.classifier = nn.Linear(2*hidden_size, len(labels))
         self.crf = CRF(len(labels), allowed_transitions(labels)) if crf else None
 
-    def forward(self, input_ids, attention_mask): return self.classifier(self.reader(input_ids, attention_mask))
+    def forward(self, input_ids, attention_mask):
+        "Emissions (batch, steps, tags)."
+        return self.classifier(self.reader(input_ids, attention_mask))
 
-    def loss(self, batch): # sum of the losses, and the number of tokens
-        mask, tags = batch["attention_mask"].bool(), batch["labels"]
-        emissions = self(batch["input_ids"], batch["attention_mask"])
-        if self.crf: return self.crf(emissions, tags, mask).sum(), int(mask.sum())
-        return nn.functional.cross_entropy(emissions[mask], tags[mask], reduction="sum"), int(mask.sum())
+# %% ../../nbs/foundations/12_recurrent.ipynb #c0684934
+@patch
+def loss(self:BiLSTMTagger,
+         batch:dict, # of `pad_batch`: input_ids, attention_mask, labels
+        ) -> tuple: # the sum of the losses, and the number of tokens
+    "What the trainer asks for."
+    mask, tags = batch["attention_mask"].bool(), batch["labels"]
+    emissions = self(batch["input_ids"], batch["attention_mask"])
+    if self.crf:
+        return self.crf(emissions, tags, mask).sum(), int(mask.sum())
+    loss = nn.functional.cross_entropy(emissions[mask], tags[mask], reduction="sum")
+    return loss, int(mask.sum())
 
-    @torch.no_grad()
-    def decode(self, input_ids, attention_mask) -> list[list[str]]: # tags of each row
-        emissions, mask = self(input_ids, attention_mask), attention_mask.bool()
-        if self.crf: tags = viterbi(self.crf, emissions, mask)
-        else: tags = [row[:n] for row, n in zip(emissions.argmax(-1).tolist(), mask.sum(1).tolist())]
-        return [[self.labels[i] for i in row] for row in tags]
+# %% ../../nbs/foundations/12_recurrent.ipynb #a5797776
+@patch
+@torch.no_grad()
+def decode(self:BiLSTMTagger,
+           input_ids:torch.Tensor, # (batch, steps)
+           attention_mask:torch.Tensor, # (batch, steps), 1 for tokens
+          ) -> list[list[str]]: # tags of each row
+    "The best tags, as the tagger decides: by Viterbi, or token by token."
+    emissions, mask = self(input_ids, attention_mask), attention_mask.bool()
+    if self.crf:
+        ids = viterbi(self.crf, emissions, mask)
+    else:
+        ids = [row[keep].tolist() for row, keep in zip(emissions.argmax(-1), mask)]
+    return [list(map(self.labels.__getitem__, row)) for row in ids]
