@@ -106,7 +106,7 @@ def _read_span(text, item):
     if len(span) == 3 and isinstance(span[2], list) and len(span[2]) == 1:
         span[2] = span[2][0]
     if [type(value) for value in span] != [int, int, str] or not span[2].strip():
-        raise DataError(f"this is no span with a start, an end and one type: {str(item)[:80]}")
+        raise DataError(f"this is no span with a start, an end and one type: {item!r:.80}")
     _check_type(span[2])
     if isinstance(item, dict):
         _check_words(text, *span, item.get("text"))
@@ -172,5 +172,5 @@ def _text_and_spans(record, column):
     spans = record.get(column)
     if not isinstance(spans, list):
         raise DataError(f"{column!r} is no list of spans (write [] where there are none): "
-                        f"{str(spans)[:40]}")
+                        f"{spans!r:.40}")
     return record.get("text"), spans

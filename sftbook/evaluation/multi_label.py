@@ -33,7 +33,8 @@ class MultiLabelPredictions:
 
     @property
     def names(self) -> list[list[str]]: # names of the labels of each row, perhaps none
-        return [[n for n, given in zip(self.label_names, row) if given] for row in self.labels]
+        names = np.array(self.label_names)
+        return [names[row].tolist() for row in self.labels]
 
 # %% ../../nbs/evaluation/05g_multi_label.ipynb #9a918a5d
 def _best_threshold(truth, probabilities):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from ..core import ConfigError, SftbookError, read_json, sha256, write_json
+from ..core import ConfigError, read_json, sha256, write_json
 from ..files import text_problem
 from ..records import open_records
 

@@ -43,6 +43,19 @@ class _Defaults:
     def present(self, texts:list, predictions): # as a file can hold them
         return predictions
 
+# %% ../../nbs/tasks/06_protocol.ipynb #de42e9ee
+class _OnTheCard:
+    "How a saved run is used, in the words of its card."
+    def usage(self) -> str:
+        "Arguments of a call of the pipeline, for the card."
+        return '"a text", truncation=True'
+
+    def example(self) -> str:
+        "Lines of Python that use a saved run, for the card."
+        return (f"from transformers import pipeline\n\n"
+                f'model = pipeline("{self.pipeline_tag}", "path/of/this/folder")\n'
+                f"model({self.usage()})")
+
 # %% ../../nbs/tasks/06_protocol.ipynb #6a5ae98e
 class _Saving:
     "What a task does when a run of it is saved, loaded and used; for models of transformers."
@@ -57,16 +70,6 @@ class _Saving:
             raise DataError.from_problems(wrong, remedy="give a list of texts")
         return Dataset.from_dict({"text": list(inputs)})
 
-    def usage(self) -> str:
-        "Arguments of a call of the pipeline, for the card."
-        return '"a text", truncation=True'
-
-    def example(self) -> str:
-        "Lines of Python that use a saved run, for the card."
-        return (f"from transformers import pipeline\n\n"
-                f'model = pipeline("{self.pipeline_tag}", "path/of/this/folder")\n'
-                f"model({self.usage()})")
-
     def save_model(self, folder, model):
         "Write the model and what else it needs to read rows."
         model.save_pretrained(folder)
@@ -79,7 +82,7 @@ class _Saving:
 
 # %% ../../nbs/tasks/06_protocol.ipynb #20e23c2f
 @dataclass
-class Task(_Defaults, _Saving, ABC):
+class Task(_Defaults, _OnTheCard, _Saving, ABC):
     """What a task must answer. Subclasses are dataclasses whose fields can be written as JSON;
     they are known to `load_run` by their name."""
     def __init_subclass__(cls, **kwargs):

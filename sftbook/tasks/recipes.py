@@ -71,10 +71,7 @@ def prepare_rows(recipe:Recipe, # loads them
     rows, test = _look(recipe, o.data), None
     if o.test_data:
         test = recipe.load_test(o.test_data, rows)
-        rows = without_copies(rows, test, "the test file")
-        if not len(rows):
-            raise DataError("no row is left to train on: all stand in the test file",
-                                          where=str(o.test_data), remedy="give another file")
+        rows = _others_than(rows, test, o.test_data)
     sizes = dict(validation_size=o.validation_size, test_size=0. if test else o.test_size)
     if not any(sizes.values()):
         return rows, None, test
@@ -109,6 +106,15 @@ def without_copies(rows, # a Dataset with `text`
     say(f"dropped {len(rows) - len(kept):,} rows that stand in {what}, or nearly")
     return rows.select(kept)
 
+# %% ../../nbs/tasks/06h_recipes.ipynb #1fc1aa3a
+def _others_than(rows, test, where):
+    "Rows that do not stand in the test file; there must be some."
+    rows = without_copies(rows, test, "the test file")
+    if not len(rows):
+        raise DataError("no row is left to train on: all stand in the test file",
+                        where=str(where), remedy="give another file")
+    return rows
+
 # %% ../../nbs/tasks/06h_recipes.ipynb #b2ad4431
 def train_model(recipe:Recipe, # begins and finishes
                 task, # of the recipe
@@ -125,14 +131,17 @@ def train_model(recipe:Recipe, # begins and finishes
     rows = recipe.start(task, model, rows, others)
     tuned = fine_tune(task, rows, validation, config=config, model=model,
                       checkpoints=o.checkpoints, resume=o.resume, progress=sys.stderr.isatty())
-    for message in tuned.result.messages:
-        say(message)
-    if tuned.truncated:
-        say(f"{tuned.truncated:,} of {len(rows):,} texts are longer than {task.max_length} tokens: "
-            "a part of each was not read")
+    _say_messages(tuned, len(rows))
     if validation is not None:
         recipe.finish(task, model, validation)
     return tuned
+
+def _say_messages(tuned, rows):
+    for message in tuned.result.messages:
+        say(message)
+    if tuned.truncated:
+        say(f"{tuned.truncated:,} of {rows:,} texts are longer than {tuned.task.max_length} "
+            "tokens: a part of each was not read")
 
 # %% ../../nbs/tasks/06h_recipes.ipynb #f4226969
 def _check_room(model, config, o):
@@ -182,6 +191,13 @@ def some(names, # any
     shown = ", ".join(map(str, list(names)[:limit]))
     return shown + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
+# %% ../../nbs/tasks/06h_recipes.ipynb #5feebaf1
+def _refuse_one_class(rare, where):
+    without = "rare classes, " if rare else ""
+    raise DataError(f"without {without}copies and contradictions, fewer than two classes are left",
+                    where=str(where),
+                    remedy="look at the label column" + ", or at --min-rows"*bool(rare))
+
 # %% ../../nbs/tasks/06h_recipes.ipynb #053334c6
 class _LabelledTexts(Recipe):
     "How texts with one label each are loaded and chosen."
@@ -198,12 +214,9 @@ class _LabelledTexts(Recipe):
         if self.rare:
             lost = counted(sum(self.rare.values()), "row")
             say(f"dropped {lost} of rare classes: {some(self.rare)}")
-        if len(set(rows["label"])) > 1:
-            return rows
-        without = "rare classes, " if self.rare else ""
-        raise DataError(f"without {without}copies and contradictions, fewer than two classes are "
-                        "left", where=str(self.o.data),
-                        remedy="look at the label column" + ", or at --min-rows"*bool(without))
+        if len(set(rows["label"])) < 2:
+            _refuse_one_class(self.rare, self.o.data)
+        return rows
 
     def load_test(self, source, rows):
         return _only_kept(self, source, self.names(rows))
@@ -305,10 +318,9 @@ class MultiLabelRecipe(Recipe):
 
     def finish(self, task, model, validation):
         truth = label_matrix(validation, task.labels)
-        answers = predict(task, model, validation)
-        task.thresholds = fit_thresholds(truth, answers.probabilities)
-        shown = zip(task.labels, task.thresholds)
-        say("thresholds: " + some([f"{name} {t:.2f}" for name, t in shown], 8))
+        task.thresholds = fit_thresholds(truth, predict(task, model, validation).probabilities)
+        shown = [f"{name} {t:.2f}" for name, t in zip(task.labels, task.thresholds)]
+        say("thresholds: " + some(shown, 8))
 
     def baselines(self, train, test):
         known = label_matrix(train, self.names(train))

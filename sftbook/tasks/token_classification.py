@@ -12,7 +12,7 @@ from functools import cached_property
 
 from torch import nn
 
-from ..core import ConfigError, DataError, quiet
+from ..core import ConfigError, counted, DataError, quiet
 from ..evaluation.entities import entity_report, entity_spans
 from ..model import check_max_length, load_model, load_tokenizer
 from ..schemes import _ODD_TAG, tag_scheme, to_iob2
@@ -62,24 +62,26 @@ def iob2_rows(rows, # with `ner_tags`: names, or ids of a ClassLabel, in any sch
 # %% ../../nbs/tasks/06b_token_classification.ipynb #72890144
 def _check_tags(tokens, tags, labels, limit=10):
     "Refuse rows whose tags cannot be those of their tokens."
-    wrong, known, iob = [], set(labels), tag_scheme(labels) == "IOB"
-    for i, (words, row) in enumerate(zip(tokens, tags)):
-        strange = [t for t in row if t not in known]
-        what = None
-        if len(words) != len(row):
-            what = f"{len(words)} tokens and {len(row)} tags"
-        elif strange:
-            what = f"there is no tag {strange[0]!r}"
-        elif iob and to_iob2(row) != row:
-            what = "an entity begins with I-: this is IOB1 or broken"
-        if what:
-            wrong.append((f"row {i}", what))
+    known, iob = set(labels), tag_scheme(labels) == "IOB"
+    found = [_tag_problem(words, row, known, iob) for words, row in zip(tokens, tags)]
+    wrong = [(f"row {i}", what) for i, what in enumerate(found) if what]
     if not wrong:
         return
     remedy = "give each token one of the task's tags"
     if any("IOB1" in what for _, what in wrong):
         remedy += ", or translate: rows = iob2_rows(rows)"
     raise DataError.from_problems(wrong, remedy=remedy, limit=limit)
+
+# %% ../../nbs/tasks/06b_token_classification.ipynb #1642f966
+def _tag_problem(words, row, known, iob):
+    "What is wrong with the tags of one row, or None."
+    strange = [tag for tag in row if tag not in known]
+    if len(words) != len(row):
+        return f"{counted(len(words), 'token')} and {counted(len(row), 'tag')}"
+    if strange:
+        return f"there is no tag {strange[0]!r}"
+    if iob and to_iob2(row) != row:
+        return "an entity begins with I-: this is IOB1 or broken"
 
 # %% ../../nbs/tasks/06b_token_classification.ipynb #9b7fe67a
 def _word_starts(word_ids, words):
