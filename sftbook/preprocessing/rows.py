@@ -256,7 +256,7 @@ def _class_reason(rows, clusters):
 def _cluster_reason(rows, clusters):
     largest = np.bincount(clusters).argmax()
     members = np.flatnonzero(clusters == largest)
-    begin = " ".join(rows[int(members[0])]["text"].split())[:60]
+    begin = " ".join(rows[int(members[0])]["text"].split())[:40]
     return f"the largest cluster of near-copies has {counted(len(members), 'row')}: {begin!r} ..."
 
 # %% ../../nbs/preprocessing/02a_rows.ipynb #5351640e
@@ -269,7 +269,7 @@ def check_leakage(splits, # a DatasetDict, or a dictionary of Datasets with `tex
     for i, cluster in enumerate(duplicate_clusters(texts).tolist()):
         first = home.setdefault(cluster, i)
         (name, row), (other, twin) = place[i], place[first]
-        what = f"is a copy or near-copy of {other}[{twin}]: {texts[i][:60]!r}"
+        what = f"is a copy or near-copy of {other}[{twin}]: {texts[i][:45]!r}"
         if name != other:
             found.append((f"{name}[{row}]", what))
     remedy = "remove copies and split by clusters: deduplicate, duplicate_clusters, split_rows"
