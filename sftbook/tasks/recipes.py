@@ -253,23 +253,28 @@ class TextClassificationRecipe(_LabelledTexts):
     def parts(self, report, predictions, test):
         return _linear_part(self, report, predictions, test)
 
+# %% ../../nbs/tasks/06h_recipes.ipynb #7036e79e
+def _with_labels(rows, more, labels):
+    "Labelled rows, and behind them texts with the labels that they were given."
+    from datasets import concatenate_datasets
+    with quiet():
+        kind = rows.features["label"]
+        more = more.select_columns("text").add_column("label", labels, feature=kind)
+        return concatenate_datasets([rows.select_columns(["text", "label"]), more])
+
 # %% ../../nbs/tasks/06h_recipes.ipynb #2aeff173
 def _self_train(recipe, task, model, rows, others):
     "Fit the head on labelled and pseudo-labelled rows; both, to train on."
-    from datasets import concatenate_datasets
     o = recipe.o
-    new = load_rows(o.unlabelled, text=o.text, label=None, delimiter=o.delimiter,
-                    max_characters=o.max_characters)
+    read = dict(text=o.text, delimiter=o.delimiter, max_characters=o.max_characters)
+    new = load_rows(o.unlabelled, label=None, **read)
     for known, what in zip((rows, *others), ("the training rows", *["rows put aside"]*2)):
         new = without_copies(new, known, what)
     features, unknown = (pooled_features(task, model, part) for part in (rows, new))
     found = pseudo_labels(features, rows["label"], unknown)
     sure = np.flatnonzero(found >= 0)
     say(f"{len(sure):,} of {len(new):,} texts without label got one from the head")
-    with quiet():
-        more = new.select(sure).select_columns("text").add_column(
-            "label", found[sure].tolist(), feature=rows.features["label"])
-        both = concatenate_datasets([rows.select_columns(["text", "label"]), more])
+    both = _with_labels(rows, new.select(sure), found[sure].tolist())
     fit_head(model, np.concatenate([features, unknown[sure]]), both["label"],
              class_weights=task.class_weights)
     return both
@@ -327,6 +332,15 @@ class MultiLabelRecipe(Recipe):
         linear = multi_label_baseline(train["text"], known, test["text"]) >= 0.5
         return constant_answers(known, len(test)) | {"TF-IDF + linear": linear}
 
+# %% ../../nbs/tasks/06h_recipes.ipynb #e0f4739c
+def _with_text(rows):
+    "Tagged rows with their text, by which copies are found."
+    said = rows.info.description
+    with quiet():
+        rows = rows.add_column("text", [" ".join(tokens) for tokens in rows["tokens"]])
+    rows.info.description = said
+    return rows
+
 # %% ../../nbs/tasks/06h_recipes.ipynb #4f942a04
 class TokenClassificationRecipe(Recipe):
     "Sentences with tagged entities."
@@ -334,20 +348,15 @@ class TokenClassificationRecipe(Recipe):
               "class_weights", "unlabelled")
 
     def load(self, source, labels=None):
-        rows = load_tagged(source, labels=labels)
-        said = rows.info.description
-        with quiet():
-            rows = rows.add_column("text", [" ".join(t) for t in rows["tokens"]])
-        rows.info.description = said
-        return rows
+        return _with_text(load_tagged(source, labels=labels))
 
     def names(self, rows):
         return rows.features["ner_tags"].feature.names
 
     def task(self, rows):
         o = self.o
-        return TokenClassification.from_rows(rows, checkpoint=o.checkpoint,
-                                             max_length=o.max_length)
+        settings = dict(checkpoint=o.checkpoint, max_length=o.max_length)
+        return TokenClassification.from_rows(rows, **settings)
 
     def baselines(self, train, test):
         return {"most frequent tag": remembered_tags(train, test)}
