@@ -26,7 +26,8 @@ def test_the_end_token_begins_a_document(gpt):
     with torch.inference_mode():
         log_probs = gpt.model(ids)[0, -1].log_softmax(-1)
     tokens = [gpt.tokenizer.id_to_token(int(i)) for i in log_probs.topk(20).indices]
-    assert not any(token.startswith("Ġ") for token in tokens[:5]), tokens  # no space before the first word
+    first = tokens[:5]  # no space before the first word
+    assert not any(token.startswith("Ġ") for token in first), tokens
 
 
 def test_one_beam_is_greedy(gpt):
@@ -45,5 +46,6 @@ def test_selecting_rows_of_a_cache_keeps_all_layers_together():
     assert cache.length == 4
     for layer in (0, 1):
         keys, values = cache.layers[layer]
-        assert keys[:, 0, 0, 0].tolist() == [2 + 10 * layer, 2 + 10 * layer, 10 * layer, 1 + 10 * layer]
+        expected = [2 + 10 * layer, 2 + 10 * layer, 10 * layer, 1 + 10 * layer]
+        assert keys[:, 0, 0, 0].tolist() == expected
         assert torch.equal(values, -keys)
