@@ -61,6 +61,13 @@ def unsafe(text: str) -> bool:
 class ApiBlock(MarkdownRenderer):
     "Renderer for nbdev's `show_doc`."
 
+    def __init__(self, sym, **kwargs):
+        try:
+            super().__init__(sym, **kwargs)
+        except NameError:  # the first Pythons 3.11 evaluate what a parent has for type checkers only
+            sym.__signature__ = inspect.Signature()
+            super().__init__(sym, **kwargs)
+
     def kind(self) -> str:
         if inspect.isclass(self.sym):
             return "exception" if issubclass(self.sym, BaseException) else "class"
