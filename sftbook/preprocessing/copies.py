@@ -161,10 +161,12 @@ def near_duplicate_pairs(texts:list[str], # to compare with each other
     kind. Texts that were asked about just before are not compared again."""
     keys = [key(t) for t in texts]
     asked = hashlib.blake2b(repr((size, containment, max_texts, keys)).encode()).digest()
-    if asked not in _LATEST:
+    found = _LATEST.get(asked)
+    if found is None:
+        found = _search(keys, size, containment, max_texts)
         _LATEST.clear()
-        _LATEST[asked] = _search(keys, size, containment, max_texts)
-    return list(_LATEST[asked])
+        _LATEST[asked] = found
+    return list(found)
 
 _LATEST = {} # the last question and its answer: rows are looked at, and then split
 
