@@ -9,7 +9,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from sftbook.foundations.pretraining import pretrain, save_encoder, training_log
+from sftbook.foundations.encoder import pretrain, save_encoder, training_log
 
 if __name__ == "__main__":
     tuned = pretrain(sys.argv[1], progress=True)
