@@ -161,12 +161,14 @@ def train_word2vec(corpus:Corpus, # training text
                    learning_rate:float=0.025, # at the start; falls to 0
                    cbow:bool=False, # the mean of the neighbours asks for the word
                    share_gradient:bool=True, # False: as gensim's CBOW
+                   start_width:float=1., # 0.5: as the original program; gensim has 1
                    batch_size:int=1024, # questions
                    seed:int=0, # of everything that is drawn
                   ) -> WordVectors:
     "Skip-gram or CBOW with negative sampling (Mikolov et al. 2013), plain gradient descent."
     rng, vocab = np.random.default_rng(seed), len(corpus.words)
-    v = torch.from_numpy(((rng.random((vocab, dim)) - 0.5)/dim).astype(np.float32))
+    start_v = start_width*(2*rng.random((vocab, dim)) - 1)/dim
+    v = torch.from_numpy(start_v.astype(np.float32))
     u, noise = torch.zeros(vocab, dim), np.cumsum(corpus.counts**0.75)
     keep, losses = keep_probability(corpus.counts), []
     for epoch in range(epochs):
