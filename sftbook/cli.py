@@ -17,6 +17,7 @@ from typing import Annotated, Optional
 
 import typer
 
+# %% ../nbs/08_cli.ipynb #01a522b2
 from .core import ConfigError, DataError, SftbookError, counted
 from .folders import reserve_folder
 from .run_options import (Config, check_options, check_same_options, check_unused,
@@ -32,6 +33,7 @@ _HELP = "Fine-tune language models on labelled texts: fetch, train, evaluate, pr
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None,
                   pretty_exceptions_enable=False, help=_HELP)
 
+# %% ../nbs/08_cli.ipynb #16b8ab47
 @app.callback(help=_HELP)
 def _commands():
     "Keeps the commands apart, also when there is only one."
@@ -82,6 +84,7 @@ def main(argv:list[str]|None=None, # words of the command line; those of this pr
             print(said, file=sys.stderr)
     sys.exit(code)
 
+# %% ../nbs/08_cli.ipynb #7b100892
 def _is_text(word):
     "Whether a word was UTF-8; what was not comes as single surrogates."
     return not any("\ud800" <= c <= "\udfff" for c in word)
@@ -102,6 +105,7 @@ def fetch(name:Annotated[Optional[str], typer.Argument(help="corpus or checkpoin
 # %% ../nbs/08_cli.ipynb #90aeb066
 _TRAIN = "sftbook train --data feedback.csv --text comment --label topic --output runs/feedback"
 
+# %% ../nbs/08_cli.ipynb #52ba9508
 @app.command(cls=Command, epilog=_TRAIN)
 def train(ctx:typer.Context,
           data:Annotated[str, option("Rows", "corpus, or .csv, .tsv, .jsonl, .parquet file")],
@@ -211,6 +215,7 @@ def evaluate(ctx:typer.Context, run:Run,
 _PREDICT = "sftbook predict runs/feedback --data new.csv --output answers.csv"
 _EITHER = 'sftbook predict RUN "a text", or sftbook predict RUN --data file.csv'
 
+# %% ../nbs/08_cli.ipynb #a34bfd7f
 @app.command(cls=Command, epilog=_PREDICT)
 def predict(ctx:typer.Context, run:Run,
             texts:Annotated[Optional[list[str]], typer.Argument(help="texts to classify")]=None,
@@ -287,6 +292,7 @@ def _predict_file(o):
             _show_file(output, o.text, answered.names)
     _report_answers(answered, o)
 
+# %% ../nbs/08_cli.ipynb #9b787d19
 def _answer_file(o, output):
     from tqdm import tqdm
     from sftbook.tasks.batch_prediction import predict_file

@@ -28,6 +28,7 @@ def _open_bytes(path):
         raise DataError("this is a folder, not a file", where=str(path), remedy="give a file")
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")
 
+# %% ../nbs/00a_files.ipynb #711edf7d
 def _near_files(path):
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     same = [n for n in names if n.split(".")[0] == path.name]
@@ -40,6 +41,7 @@ def _ending(path):
     path = Path(path)
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
+# %% ../nbs/00a_files.ipynb #e906a752
 @contextlib.contextmanager
 def _unpacking(path):
     "Turn what gzip raises inside the block into `DataError`."
@@ -56,6 +58,7 @@ def _encoding(path):
         start = f.read(2)
     return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
+# %% ../nbs/00a_files.ipynb #ae9829e4
 def _unix_lines(path, encoding):
     "Lines of a text that end with a line feed; no other character ends one."
     return io.TextIOWrapper(_open_bytes(path), encoding=encoding, newline="\n")
@@ -107,6 +110,7 @@ def check_text_file(path:str|Path, # a text file, perhaps .gz
         _decode(decoder, b"", True, path, encoding, offset, line)
     return encoding
 
+# %% ../nbs/00a_files.ipynb #20dcf625
 def _decode(decoder, data, final, path, encoding, offset, line):
     "The next characters; `offset` and `line` say where `data` begins."
     pending = len(decoder.getstate()[0]) # bytes of a character that has begun before
@@ -126,6 +130,7 @@ def _not_text(path, encoding, error, offset, line):
     return DataError(f"{place} (line {line:,}) is not UTF-8: {byte!r}", where=str(path),
                      remedy='save the file as UTF-8; spreadsheets call it "CSV UTF-8"')
 
+# %% ../nbs/00a_files.ipynb #8f7db18d
 def _check_nul(path, text, line):
     "Refuse a text with a NUL character; `line` is the number of its first line."
     if "\0" in text:
@@ -148,6 +153,7 @@ def text_problem(value, # of the column with the texts
         return f"the text has {len(value):,} characters, more than {max_characters:,}"
     return surrogate_problem(value)
 
+# %% ../nbs/00a_files.ipynb #f8b94355
 def _visible(character):
     return character.isprintable() and not character.isspace() or "\ud800" <= character <= "\udfff"
 

@@ -64,6 +64,7 @@ def _folder(checkpoint):
         _convert_gguf(files[0], converted)
     return str(converted)
 
+# %% ../nbs/03_model.ipynb #310da09b
 def _here_only(folder):
     "Whether to look for a checkpoint on this machine only."
     return Path(folder).exists() or not hub_is_reachable()
@@ -133,6 +134,7 @@ def _check_name(checkpoint):
     if path.is_dir() and not [*path.glob("config.json"), *path.glob("*.gguf")]:
         raise _no_checkpoint(checkpoint, "this folder holds no config.json")
 
+# %% ../nbs/03_model.ipynb #885b1644
 def _no_checkpoint(checkpoint, what, remedy=None):
     usual = "give a name from `sftbook fetch`, a folder, or a hub id"
     return CheckpointError(what, where=f"checkpoint {checkpoint}", remedy=remedy or usual)
@@ -180,6 +182,7 @@ def count_parameters(model:nn.Module, # any model of transformers
     return dict(embeddings=embeddings, encoder=whole - embeddings, head=total - whole,
                 trainable=trainable, total=total)
 
+# %% ../nbs/03_model.ipynb #0049cb90
 def _size(module):
     "Number of parameters."
     return sum(p.numel() for p in module.parameters())
@@ -226,6 +229,7 @@ def _make_mean(layer, scale):
         nn.init.ones_(norm.weight)
         nn.init.zeros_(norm.bias)
 
+# %% ../nbs/03_model.ipynb #8a482a1d
 def _set_linear(dense, factor):
     "Make a linear layer a multiple of the identity, without a bias."
     nn.init.eye_(dense.weight)
@@ -249,6 +253,7 @@ def init_classifier(checkpoint:str, # name in the book's registry, folder, or hu
         model.config.pad_token_id = load_tokenizer(checkpoint).pad_token_id
     return add_mean_pooling(model) if pooling == "mean" else model
 
+# %% ../nbs/03_model.ipynb #b7b0add2
 def _no_attention_dropout(config):
     "The architecture's own name for dropout on attention weights, set to 0."
     names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")

@@ -40,6 +40,7 @@ def _setting_problems(o):
                                             f"not {o.long_texts!r}")]
     return [what for right, what in checks if not right]
 
+# %% ../nbs/07b_run_options.ipynb #3708d3a9
 _TASKS = ("classification", "multi-label", "entities")
 _DEVICES = (None, "cpu", "cuda", "mps")
 _LONG_TEXTS = ("head", "head+tail", "windows")
@@ -61,6 +62,7 @@ def _folder_problems(o):
         wrong.append(f"{o.checkpoints} already holds checkpoints: say --resume to go on from them")
     return wrong
 
+# %% ../nbs/07b_run_options.ipynb #13f3fb64
 def _cannot_hold(folder):
     "Why a folder cannot be made or written."
     home = next(p for p in (folder, *folder.parents) if p.exists())
@@ -189,5 +191,6 @@ def save_or_rescue(output:Path, # folder for the run
                 continue
         raise
 
+# %% ../nbs/07b_run_options.ipynb #9a0beeb5
 class _Rescued(ConfigError):
     "Not saved where it was asked for, but somewhere else."

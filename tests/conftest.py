@@ -4,20 +4,24 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
-    "A BERT small enough to train in a second, with a tokenizer, as a folder; nothing is downloaded."
+    "A BERT that trains in a second, with a tokenizer, as a folder; nothing is downloaded."
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    words = "the a striker goal match keeper coach final team shares profit bank market oil rose fell scored won quarter cup".split()
-    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = ("the a striker goal match keeper coach final team shares profit bank market oil "
+             "rose fell scored won quarter cup").split()
+    vocabulary = {word: i for i, word in enumerate([*special, *words])}
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     folder = tmp_path_factory.mktemp("checkpoint")
     tokens = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     PreTrainedTokenizerFast(tokenizer_object=backend, **tokens).save_pretrained(folder)
-    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64)
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                 intermediate_size=64, max_position_embeddings=64)
     with torch.random.fork_rng():  # the same weights, whichever tests ran before
         torch.manual_seed(0)
         BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(folder)

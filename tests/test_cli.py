@@ -11,12 +11,14 @@ import pytest
 from sftbook.cli import main
 from sftbook.core import quiet
 
-SPORT, BUSINESS = "the striker scored goal match keeper coach final team won cup".split(), "shares profit bank market oil rose fell quarter a the".split()
+SPORT = "the striker scored goal match keeper coach final team won cup".split()
+BUSINESS = "shares profit bank market oil rose fell quarter a the".split()
 
 
 def good_rows(n=60, seed=0):
     rng = random.Random(seed)
-    rows = [(" ".join(rng.choices(SPORT, k=8)), "sport") for _ in range(n)] + [(" ".join(rng.choices(BUSINESS, k=8)), "business") for _ in range(n)]
+    rows = [(" ".join(rng.choices(SPORT, k=8)), "sport") for _ in range(n)]
+    rows += [(" ".join(rng.choices(BUSINESS, k=8)), "business") for _ in range(n)]
     rng.shuffle(rows)
     return rows
 
@@ -45,14 +47,19 @@ BAD = {
     "one class only": ("text,label\na,x\nb,x\n", ["all 2 rows have the label 'x'"]),
     "an empty text": ("text,label\na,x\n,y\n", ["line 3", "the text is empty"]),
     "an empty label": ("text,label\na,x\nb,\n", ["line 3", "the label is empty"]),
-    "labels that differ by case or spaces": ("text,label\na,Praise\nb,praise\nc,praise \nd,other\n", ["'Praise'", "'praise '", "--merge-labels"]),
-    "a broken encoding": ("text,label\ncaf\xe9,x\n".encode("latin-1"), ["byte 14", "line 2", "UTF-8"]),
-    "a million characters in a row": ("text,label\n" + "x" * 1_000_000 + ",a\nb,c\n", ["line 2", "1,000,000 characters"]),
+    "labels that differ by case or spaces": (
+        "text,label\na,Praise\nb,praise\nc,praise \nd,other\n",
+        ["'Praise'", "'praise '", "--merge-labels"]),
+    "a broken encoding": (
+        "text,label\ncaf\xe9,x\n".encode("latin-1"), ["byte 14", "line 2", "UTF-8"]),
+    "a million characters in a row": (
+        "text,label\n" + "x" * 1_000_000 + ",a\nb,c\n", ["line 2", "1,000,000 characters"]),
     "fields that do not fit the header": ("text,label\nGood, but late,x\n", ["line 2", "3 fields"]),
     "an open quotation mark": ('text,label\n"open,x\n', ["CSV", "quotation mark"]),
     "a NUL character": ("text,label\na\0,x\n", ["NUL", "line 2"]),
     "a column named twice": ("text,text,label\na,b,x\n", ["'text' twice"]),
-    "too few rows of a class": ("text,label\na b c,x\nd e f,x\ng h i,x\nj k l,x\nm n o,y\n", ["class 'y'"]),
+    "too few rows of a class": (
+        "text,label\na b c,x\nd e f,x\ng h i,x\nj k l,x\nm n o,y\n", ["class 'y'"]),
 }
 
 
@@ -61,7 +68,8 @@ def test_bad_input_gets_one_clear_message(what, tmp_path, capsys):
     content, expected = BAD[what]
     file = tmp_path / "feedback.csv"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    code, _, err = run(capsys, "train", "--data", file, "--output", tmp_path / "run", "--checkpoint", "sftbook-zh")
+    words = ("train", "--data", file, "--output", tmp_path / "run", "--checkpoint", "sftbook-zh")
+    code, _, err = run(capsys, *words)
     assert code == 2
     assert all(part in err for part in expected), err
     assert "Traceback" not in err and err.count("sftbook:") == 1 and "What to do" in err
@@ -93,13 +101,16 @@ def test_wrong_use_gets_one_clear_message(words, expected, tmp_path, monkeypatch
 
 def test_a_bad_setting_is_refused_before_anything_is_read(tmp_path, capsys):
     file = write_csv(tmp_path / "a.csv", good_rows())
-    code, out, err = run(capsys, "train", "--data", file, "--output", tmp_path / "run", "--epochs", "0")
+    words = ("train", "--data", file, "--output", tmp_path / "run", "--epochs", "0")
+    code, out, err = run(capsys, *words)
     assert code == 2 and "--epochs must be" in err and "Looking at" not in out
 
 
 def test_the_process_itself_ends_with_2_and_without_a_traceback(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "sftbook.cli", "train", "--data", str(tmp_path / "no.csv")], capture_output=True, text=True)
-    assert done.returncode == 2 and "no such file" in done.stderr and "Traceback" not in done.stderr
+    command = [sys.executable, "-m", "sftbook.cli", "train", "--data", str(tmp_path / "no.csv")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "no such file" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +118,12 @@ def trained(tmp_path_factory, tiny_checkpoint):
     "A run that was trained on a CSV file with other column names."
     folder = tmp_path_factory.mktemp("trained")
     write_csv(folder / "feedback.csv", good_rows(), header=("comment", "topic"))
+    words = ["train", "--data", str(folder / "feedback.csv"), "--text", "comment",
+             "--label", "topic", "--checkpoint", str(tiny_checkpoint),
+             "--output", str(folder / "run"), "--epochs", "6", "--learning-rate", "0.005",
+             "--max-length", "32"]
     with pytest.raises(SystemExit) as end:
-        main(["train", "--data", str(folder / "feedback.csv"), "--text", "comment", "--label", "topic", "--checkpoint", str(tiny_checkpoint), "--output", str(folder / "run"),
-              "--epochs", "6", "--learning-rate", "0.005", "--max-length", "32"])
+        main(words)
     assert end.value.code == 0
     return folder
 
@@ -117,36 +131,49 @@ def trained(tmp_path_factory, tiny_checkpoint):
 def test_a_run_is_trained_saved_and_opened_by_transformers(trained):
     import transformers
 
-    assert {"config.json", "model.safetensors", "tokenizer.json", "task.json", "report.json", "README.md", "MANIFEST.json"} <= set(names_in(trained / "run"))
+    files = {"config.json", "model.safetensors", "tokenizer.json", "task.json", "report.json",
+             "README.md", "MANIFEST.json"}
+    assert files <= set(names_in(trained / "run"))
     report = json.loads((trained / "run" / "report.json").read_text())
-    assert report["metrics"]["accuracy"]["value"] > 0.9 and {"majority", "TF-IDF + linear"} <= set(report["baselines"])
+    assert report["metrics"]["accuracy"]["value"] > 0.9
+    assert {"majority", "TF-IDF + linear"} <= set(report["baselines"])
     with quiet():
         classify = transformers.pipeline("text-classification", str(trained / "run"), device="cpu")
-    assert [a["label"] for a in classify(["striker scored goal", "bank profit rose"], truncation=True)] == ["sport", "business"]
+    answers = classify(["striker scored goal", "bank profit rose"], truncation=True)
+    assert [answer["label"] for answer in answers] == ["sport", "business"]
 
 
 def test_predict_keeps_the_order_and_writes_whole_files(trained, tmp_path, capsys):
     rows = good_rows(20, seed=5)
     file = write_csv(tmp_path / "new.csv", [(t,) for t, _ in rows], header=("comment",))
+    words = ("predict", trained / "run", "--data", file, "--text", "comment")
     for output in (tmp_path / "a.csv", tmp_path / "a.jsonl"):
-        code, _, err = run(capsys, "predict", trained / "run", "--data", file, "--text", "comment", "--output", output)
+        code, _, err = run(capsys, *words, "--output", output)
         assert code == 0, err
     answers = pd.read_csv(tmp_path / "a.csv")
     assert answers["comment"].tolist() == [t for t, _ in rows]
     assert (answers["prediction"] == [label for _, label in rows]).mean() > 0.9
-    assert [json.loads(line)["prediction"] for line in open(tmp_path / "a.jsonl", encoding="utf-8")] == answers["prediction"].tolist()
+    lines = (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["prediction"] for line in lines] == answers["prediction"].tolist()
     assert (answers[["p_business", "p_sport"]].sum(axis=1) - 1).abs().max() < 1e-3
 
 
 def test_predict_answers_on_the_terminal(trained, capsys):
     code, out, _ = run(capsys, "predict", trained / "run", "the striker scored", "oil shares fell")
-    assert code == 0 and [line.split()[0] for line in out.strip().splitlines()] == ["sport", "business"]
+    lines = out.strip().splitlines()
+    assert code == 0 and [line.split()[0] for line in lines] == ["sport", "business"]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".tsv"])
 def test_evaluate_reads_other_kinds_of_files(trained, suffix, tmp_path, capsys):
-    frame, file = pd.DataFrame(good_rows(20, seed=7), columns=["text", "label"]), tmp_path / f"new{suffix}"
-    {".jsonl": lambda: frame.to_json(file, orient="records", lines=True), ".parquet": lambda: frame.to_parquet(file), ".tsv": lambda: frame.to_csv(file, sep="\t", index=False)}[suffix]()
+    frame = pd.DataFrame(good_rows(20, seed=7), columns=["text", "label"])
+    file = tmp_path / f"new{suffix}"
+    if suffix == ".jsonl":
+        frame.to_json(file, orient="records", lines=True)
+    elif suffix == ".parquet":
+        frame.to_parquet(file)
+    else:
+        frame.to_csv(file, sep="\t", index=False)
     code, out, err = run(capsys, "evaluate", trained / "run", "--data", file)
     assert code == 0 and "accuracy" in out, err
 
@@ -175,11 +202,13 @@ def test_a_damaged_run_is_noticed(trained, tmp_path, capsys):
 def test_labels_are_merged_only_when_asked(tmp_path, tiny_checkpoint, capsys):
     rows = [(t, label.upper() if i % 9 == 0 else label) for i, (t, label) in enumerate(good_rows())]
     file = write_csv(tmp_path / "a.csv", rows)
-    words = ("train", "--data", file, "--output", tmp_path / "run", "--checkpoint", tiny_checkpoint, "--epochs", "1", "--max-length", "16")
+    words = ("train", "--data", file, "--output", tmp_path / "run",
+             "--checkpoint", tiny_checkpoint, "--epochs", "1", "--max-length", "16")
     assert run(capsys, *words)[0] == 2
     code, out, _ = run(capsys, *words, "--merge-labels")
     assert code == 0 and "2 spellings were merged" in out
-    assert json.loads((tmp_path / "run" / "task.json").read_text())["labels"] == ["business", "sport"]
+    task = json.loads((tmp_path / "run" / "task.json").read_text())
+    assert task["labels"] == ["business", "sport"]
 
 
 def test_a_full_disk_is_a_message(trained, tmp_path, capsys, monkeypatch):
@@ -189,5 +218,6 @@ def test_a_full_disk_is_a_message(trained, tmp_path, capsys, monkeypatch):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(sftbook.core, "write_text", full)
-    code, _, err = run(capsys, "predict", trained / "run", "the cup", "--output", tmp_path / "a.csv")
+    words = ("predict", trained / "run", "the cup", "--output", tmp_path / "a.csv")
+    code, _, err = run(capsys, *words)
     assert code == 2 and "No space left" in err and "Traceback" not in err

@@ -6,7 +6,8 @@ import torch
 
 import sftbook
 from sftbook.folders import check_manifest
-from sftbook.foundations.generation import KVCache, beam_search, generate, load_gpt
+from sftbook.foundations.generation import KVCache, beam_search, generate
+from sftbook.foundations.small_gpt import load_gpt
 
 FOLDER = Path(sftbook.__file__).parent / "checkpoints" / "sftbook-gpt"
 

@@ -28,7 +28,8 @@ CHAPTERS = [p for p in NOTEBOOKS if p.stem != "index"]
 
 
 def cells(path, kind="code"):
-    return ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    return ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == kind]
 
 
 def code_lines(source):
@@ -44,20 +45,28 @@ def copy(tmp_path_factory):
     "The project in a temporary folder, to export and clean without touching the original."
     folder = tmp_path_factory.mktemp("copy") / "project"
     folder.mkdir()
+    unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
     for part in ("nbs", "sftbook"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        shutil.copytree(ROOT / part, folder / part, ignore=unwanted)
     for file in ("settings.ini", "setup.py", "pyproject.toml"):
         shutil.copy(ROOT / file, folder)
     return folder
 
 
 def run_tool(copy, tool, *arguments):
-    done = subprocess.run([str(Path(sys.executable).parent / tool), *arguments], cwd=copy, capture_output=True, text=True)
-    assert done.returncode == 0 and "Failed" not in done.stderr, done.stderr  # nbdev_clean warns and goes on
+    command = [str(Path(sys.executable).parent / tool), *arguments]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Failed" not in done.stderr, done.stderr  # nbdev_clean warns and goes on
 
 
-def same(copy, paths):
-    return [p.as_posix() for p in paths if not (copy / p).exists() or not filecmp.cmp(ROOT / p, copy / p, shallow=False)]
+def differing(copy, paths):
+    "Of some files, those that are not in the copy as they are here."
+    def is_same(path):
+        made = copy / path
+        return made.exists() and filecmp.cmp(ROOT / path, made, shallow=False)
+
+    return [p.as_posix() for p in paths if not is_same(p)]
 
 
 def test_the_package_is_what_the_notebooks_export(copy):
@@ -65,24 +74,37 @@ def test_the_package_is_what_the_notebooks_export(copy):
     (copy / "sftbook").mkdir()
     shutil.copy(ROOT / "sftbook" / "__init__.py", copy / "sftbook")
     run_tool(copy, "nbdev_export")
-    modules = {p.relative_to(base) for base in (ROOT, copy) for p in (base / "sftbook").rglob("*.py")}
-    assert not [m for m in same(copy, sorted(modules)) if "__init__" not in m or (ROOT / m).read_text().strip()], "run nbdev_export"
+    modules = {p.relative_to(base) for base in (ROOT, copy)
+               for p in (base / "sftbook").rglob("*.py")}
+    other = [m for m in differing(copy, sorted(modules))
+             if "__init__" not in m or (ROOT / m).read_text().strip()]
+    assert not other, "run nbdev_export"
 
 
 def test_notebooks_are_clean(copy):
     run_tool(copy, "nbdev_clean")
-    assert same(copy, [p.relative_to(ROOT) for p in NOTEBOOKS]) == [], "run nbdev_clean"
+    assert differing(copy, [p.relative_to(ROOT) for p in NOTEBOOKS]) == [], "run nbdev_clean"
 
 
 def test_the_readme_is_made_from_the_index():
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "readme.py"), "--check"], capture_output=True, text=True)
+    command = [sys.executable, str(ROOT / "tools" / "readme.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+TIMED_IMPORT = """
+import sys, time
+start = time.perf_counter()
+import sftbook
+print(time.perf_counter() - start, "torch" in sys.modules)
+"""
 
 
 def test_importing_sftbook_is_fast_and_light():
     def measure():
-        code = "import sys, time; start = time.perf_counter(); import sftbook; print(time.perf_counter() - start, 'torch' in sys.modules)"
-        seconds, heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        command = [sys.executable, "-c", TIMED_IMPORT]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds, heavy = done.stdout.split()
         assert heavy == "False"
         return float(seconds)
 
@@ -92,7 +114,8 @@ def test_importing_sftbook_is_fast_and_light():
 def test_the_command_line_answers_quickly():
     def measure():
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "sftbook.cli", "--help"], capture_output=True, check=True)
+        command = [sys.executable, "-m", "sftbook.cli", "--help"]
+        subprocess.run(command, capture_output=True, check=True)
         return time.perf_counter() - start
 
     assert min(measure() for _ in range(3)) < 2.0
@@ -101,14 +124,15 @@ def test_the_command_line_answers_quickly():
 @pytest.mark.parametrize("path", CHAPTERS, ids=name)
 def test_cells_are_short(path):
     lengths = sorted(len(code_lines(c)) for c in cells(path))
-    assert lengths[len(lengths) // 2] <= 6 and lengths[int(0.9 * (len(lengths) - 1))] <= 18 and lengths[-1] <= 40, lengths[-5:]
+    median, most = lengths[len(lengths) // 2], lengths[int(0.9 * (len(lengths) - 1))]
+    assert median <= 6 and most <= 18 and lengths[-1] <= 40, lengths[-5:]
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=name)
 def test_an_exported_cell_is_followed_by_one_that_shows_or_tests_it(path):
     exported = ["#| export" in c for c in cells(path)]
-    bare = sum(a and b for a, b in zip(exported, exported[1:] + [True]))
-    assert bare <= 0.5 * sum(exported), f"{bare} of {sum(exported)} exported cells have no example right after them"
+    bare, n = sum(a and b for a, b in zip(exported, exported[1:] + [True])), sum(exported)
+    assert bare <= 0.5 * n, f"{bare} of {n} exported cells have no example right after them"
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=name)
@@ -122,14 +146,17 @@ def test_imports_stand_alone(path):
 @pytest.mark.parametrize("path", CHAPTERS, ids=name)
 def test_chapters_begin_and_end_as_they_should(path):
     prose = cells(path, "markdown")
-    assert re.match(r"# \S.*\n\n> \S", prose[0]), "title and one line that says what the chapter is for"
-    assert any("## What to remember" in p for p in prose) and any("## Exercises" in p for p in prose)
+    begins = re.match(r"# \S.*\n\n> \S", prose[0])
+    assert begins, "title and one line that says what the chapter is for"
+    for section in ("## What to remember", "## Exercises"):
+        assert any(section in p for p in prose), section
     assert "#| hide" in cells(path)[-1], "solutions are hidden and tested"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_no_saved_output_is_an_error(path):
-    outputs = [o for c in json.loads(path.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", [])]
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    outputs = [o for c in notebook["cells"] for o in c.get("outputs", [])]
     assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
 
 
@@ -139,7 +166,8 @@ def module_order():
     found = {}
     for entry in tree["website"]["sidebar"]["contents"]:
         for notebook in entry["contents"] if isinstance(entry, dict) else [entry]:
-            if match := re.search(r"^#\| default_exp (\S+)", "\n".join(cells(NBS / notebook)), re.M):
+            code = "\n".join(cells(NBS / notebook))
+            if match := re.search(r"^#\| default_exp (\S+)", code, re.M):
                 found[f"sftbook.{match[1]}"] = notebook
     return found
 
@@ -165,8 +193,9 @@ def test_modules_import_only_downwards():
 
 
 def test_every_module_has_its_notebook():
-    modules = {f"sftbook.{p.relative_to(ROOT / 'sftbook').with_suffix('').as_posix()}".replace("/", ".")
-               for p in (ROOT / "sftbook").rglob("*.py") if not p.name.startswith("_")}
+    files = [p.relative_to(ROOT) for p in (ROOT / "sftbook").rglob("*.py")
+             if not p.name.startswith("_")]
+    modules = {".".join(file.with_suffix("").parts) for file in files}
     assert modules == set(module_order())
 
 
@@ -202,7 +231,7 @@ def test_saved_outputs_belong_to_the_code():
 
 
 def judge(rule, path, problems):
-    "A file that is not in order fails unless it is pending, and a pending one that is in order too."
+    "A file that is not in order fails unless it is pending; a pending one that is in order, too."
     if name(path) in PENDING[rule]:
         line = f"{rule} {name(path)}"
         assert problems, f"in order now: take the line {line!r} out of tests/pending.txt"
@@ -304,9 +333,10 @@ def test_a_statement_does_one_thing(path):
 def test_cells_are_as_short_as_the_style_says(path):
     lengths = sorted(len(code_lines(c)) for c in cells(path))
     median, most = lengths[len(lengths) // 2], lengths[int(0.9 * (len(lengths) - 1))]
-    problems = [f"{what} has {found} lines, {limit} at most" for what, found, limit in [
-        ("the middle cell", median, 5), ("nine of ten: one", most, 15), ("the longest", lengths[-1], 40)]
-        if found > limit]
+    limits = [("the middle cell", median, 5), ("nine of ten: one", most, 15),
+              ("the longest", lengths[-1], 40)]
+    problems = [f"{what} has {found} lines, {limit} at most" for what, found, limit in limits
+                if found > limit]
     judge("lengths", path, problems)
 
 
@@ -315,39 +345,58 @@ MODULES = sorted(p for p in (ROOT / "sftbook").rglob("*.py") if not p.name.start
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_a_module_has_four_hundred_lines_at_most(path):
-    lines, before = len(path.read_text(encoding="utf-8").splitlines()), PENDING["module"].get(name(path))
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    before = PENDING["module"].get(name(path))
     if before is None:
         assert lines <= 400, f"{lines} lines: cut it"
     else:
         assert 400 < lines <= before, f"{lines} lines, {before} before: change tests/pending.txt"
 
 
+def nodes(tree, kind):
+    "All nodes of a kind in a syntax tree."
+    return [node for node in ast.walk(tree) if isinstance(node, kind)]
+
+
 def assert_pickle_only_refuses(tree, path):
-    "The one use of pickle that is allowed: the base class of an Unpickler that never imports anything."
-    used = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "pickle"]
-    readers = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and "pickle.Unpickler" in map(ast.unparse, n.bases)]
+    "The one use of pickle that is allowed: the base of an Unpickler that never imports anything."
+    used = [n for n in nodes(tree, ast.Attribute) if ast.unparse(n.value) == "pickle"]
+    readers = [n for n in nodes(tree, ast.ClassDef)
+               if "pickle.Unpickler" in map(ast.unparse, n.bases)]
     assert len(used) == len(readers) > 0, f"{path}: pickle is used for more than an Unpickler"
     for reader in readers:
-        body = next(n for n in reader.body if isinstance(n, ast.FunctionDef) and n.name == "find_class").body
-        assert isinstance(body[-1], ast.Raise) and len(body) == 1, f"{path}: find_class must raise, always"
-    assert not [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "pickle"], path
+        methods = {n.name: n for n in reader.body if isinstance(n, ast.FunctionDef)}
+        body = methods["find_class"].body
+        raises = len(body) == 1 and isinstance(body[0], ast.Raise)
+        assert raises, f"{path}: find_class must raise, always"
+    assert not [n for n in nodes(tree, ast.ImportFrom) if n.module == "pickle"], path
+
+
+def imported(node):
+    "The modules that a statement names; none where it is no import."
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) else []
 
 
 def test_no_pickle_and_no_bare_except():
     for path in [*(ROOT / "sftbook").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
+        for handler in nodes(tree, ast.ExceptHandler):
+            assert handler.type is not None, f"{path}:{handler.lineno}"
         for node in ast.walk(tree):
-            assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{path}:{node.lineno}"
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            names = imported(node)
             assert not {"dill", "joblib", "cloudpickle"} & set(names), f"{path}:{node.lineno}"
             if "pickle" in names:
                 assert_pickle_only_refuses(tree, path)
-            called = isinstance(node, ast.Call) and ast.unparse(node.func)
-            assert called not in ("torch.load", "torch.save"), f"{path}:{node.lineno}"
+        for call in nodes(tree, ast.Call):
+            called = ast.unparse(call.func)
+            assert called not in ("torch.load", "torch.save"), f"{path}:{call.lineno}"
 
 
 def test_every_version_is_pinned():
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    text = (ROOT / "constraints.txt").read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[^\s;+]+", line) for line in lines)
     pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
     settings = configparser.ConfigParser(delimiters=["="])
@@ -370,7 +419,8 @@ HOSTS = {
     "localhost", "127.0.0.1", "example.com", "www.example.com", "example.org", "example.net",
 }
 ADDRESS = re.compile(r"[a-z][a-z+]*://([\w.-]+)", re.IGNORECASE)
-BARE_HOST = re.compile(r"(?<![\w@./)-])((?:[a-z0-9-]+\.)+(?:org|com|net|io|dev|cn|edu|ai))(?![\w(.]*\w)")
+BARE_HOST = re.compile(r"(?<![\w@./)-])((?:[a-z0-9-]+\.)+(?:org|com|net|io|dev|cn|edu|ai))"
+                       r"(?![\w(.]*\w)")
 
 
 def project_files():
@@ -405,7 +455,8 @@ def written(path, text):
 def test_only_hosts_that_documents_may_cite_are_named():
     strange = ".".join(["docs", "strange", "io"])
     assert ADDRESS.findall(f"see https://{strange}/x and {strange}") == [strange]
-    assert BARE_HOST.findall(f"from {strange}, not core.py, a@{strange} or x/{strange}") == [strange]
+    text = f"from {strange}, not core.py, a@{strange} or x/{strange}"
+    assert BARE_HOST.findall(text) == [strange]
     for path, text in project_texts():
         named = {host.lower().rstrip(".") for host in ADDRESS.findall(text) if "." in host}
         named |= set(BARE_HOST.findall(written(path, text)))
@@ -413,7 +464,9 @@ def test_only_hosts_that_documents_may_cite_are_named():
 
 
 def test_the_metadata_can_be_read():
-    done = subprocess.run([sys.executable, "setup.py", "--name", "--version"], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    command = [sys.executable, "setup.py", "--name", "--version"]
+    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=quiet)
     settings = configparser.ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini", encoding="utf-8")
     assert done.stdout.split()[-2:] == ["sftbook", settings["DEFAULT"]["version"]], done.stderr

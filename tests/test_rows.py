@@ -1,4 +1,5 @@
-"Rows of other people's files: read, or one message; nothing becomes a class, a copy or a row in silence. Each test is named after what broke."
+"""Rows of other people's files: read, or one message; nothing becomes a class, a copy or a row in
+silence. Each test is named after what broke."""
 import gzip
 import json
 import random
@@ -33,7 +34,13 @@ def jsonl(path, rows):
 def rows_of(texts, labels=None, names=("a", "b", "c")):
     if labels is None:
         return Dataset.from_dict({"text": texts})
-    return Dataset.from_dict({"text": texts, "label": labels}, features=Features(text=Value("string"), label=ClassLabel(names=list(names))))
+    features = Features(text=Value("string"), label=ClassLabel(names=list(names)))
+    return Dataset.from_dict({"text": texts, "label": labels}, features=features)
+
+
+def labelled(texts, labels):
+    "Rows for a file of JSON: the labels take turns."
+    return [{"text": text, "label": labels[i % len(labels)]} for i, text in enumerate(texts)]
 
 
 LABELS = {
@@ -47,7 +54,8 @@ LABELS = {
     "True and TRUE are one class": (["True", "TRUE", "False"], "--merge-labels"),
     "1 and True of JSON are one class": ([1, True, 0], "--merge-labels"),
     "letters of full width are the same letters": (["Ａ", "A", "b"], "--merge-labels"),
-    "a space that cannot be broken is a space": (["late\u00a0parcel", "late parcel", "b"], "--merge-labels"),
+    "a space that cannot be broken is a space": (
+        ["late\u00a0parcel", "late parcel", "b"], "--merge-labels"),
     "a zero-width mark makes no class": (["a\u200b", "a", "b"], "--merge-labels"),
     "scores are no classes": ([0.5, 1.5, 2.25], "scores, not classes"),
     "a number for every row is no class": (list(range(60)), "this looks like a row number"),
@@ -57,28 +65,34 @@ LABELS = {
 @pytest.mark.parametrize("what", LABELS)
 def test_a_label_is_a_label(what, tmp_path):
     labels, expected = LABELS[what]
-    file = jsonl(tmp_path / "d.jsonl", [{"text": t, "label": labels[i % len(labels)]} for i, t in enumerate(TEXTS)])
+    file = jsonl(tmp_path / "d.jsonl", labelled(TEXTS, labels))
     with pytest.raises(DataError, match=expected):
         load_rows(file)
 
 
 def test_nan_of_parquet_is_no_class(tmp_path):
-    pq.write_table(pa.table({"text": TEXTS, "label": pa.array([float("nan"), 1.0, 2.0] * 20)}), tmp_path / "d.parquet")
+    labels = pa.array([float("nan"), 1.0, 2.0] * 20)
+    pq.write_table(pa.table({"text": TEXTS, "label": labels}), tmp_path / "d.parquet")
     with pytest.raises(DataError, match="no value"):
         load_rows(tmp_path / "d.parquet")
 
 
 def test_names_that_only_look_odd_stay_classes(tmp_path):
-    file = jsonl(tmp_path / "d.jsonl", [{"text": t, "label": ["007", "7", "NA", "None"][i % 4]} for i, t in enumerate(TEXTS)])
-    assert load_rows(file).features["label"].names == ["007", "7", "NA", "None"]
+    odd = ["007", "7", "NA", "None"]
+    file = jsonl(tmp_path / "d.jsonl", labelled(TEXTS, odd))
+    assert load_rows(file).features["label"].names == odd
 
 
 def test_labels_of_a_run_are_matched_and_said(tmp_path):
-    file = jsonl(tmp_path / "d.jsonl", [{"text": "a", "label": "LATE"}, {"text": "b", "label": 1.0}, {"text": "c", "label": None}])
-    rows = load_rows(file, labels=["1", "late", "rude"])
-    assert rows["label"][:] == [1, 0] and "'LATE' was read as 'late'" in rows.info.description and "1 row without a label was left out" in rows.info.description
+    known = ["1", "late", "rude"]
+    file = jsonl(tmp_path / "d.jsonl", labelled("abc", ["LATE", 1.0, None]))
+    rows = load_rows(file, labels=known)
+    assert rows["label"][:] == [1, 0]
+    assert "'LATE' was read as 'late'" in rows.info.description
+    assert "1 row without a label was left out" in rows.info.description
+    other = jsonl(tmp_path / "e.jsonl", labelled("a", ["noise"]))
     with pytest.raises(DataError, match="'noise'.*\n.*'rude'"):
-        load_rows(jsonl(tmp_path / "e.jsonl", [{"text": "a", "label": "noise"}]), labels=["1", "late", "rude"])
+        load_rows(other, labels=known)
 
 
 def test_one_column_cannot_be_text_and_label(tmp_path):
@@ -119,13 +133,15 @@ def test_a_quotation_mark_swallows_no_rows(tmp_path):
 
 
 def test_a_field_over_several_lines_is_said(tmp_path):
-    assert open_records(write(tmp_path / "d.csv", 'text,label\n"a\nb",x\n')).notes == ["1 field runs over several lines, at line 2 (2 lines)"]
+    records = open_records(write(tmp_path / "d.csv", 'text,label\n"a\nb",x\n'))
+    assert records.notes == ["1 field runs over several lines, at line 2 (2 lines)"]
 
 
+TWO = labelled("ab", ["x", "y"])
 JSON = {
-    "wrapped.json": json.dumps({"data": [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]}, indent=2),
+    "wrapped.json": json.dumps({"data": TWO}, indent=2),
     "columns.json": json.dumps({"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}}),
-    "pretty.jsonl": "\n".join(json.dumps(r, indent=2) for r in [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]),
+    "pretty.jsonl": "\n".join(json.dumps(row, indent=2) for row in TWO),
     "bom.jsonl": '\ufeff{"text": "a", "label": "x"}\r\n{"text": "b", "label": "y"}\r\n',
 }
 
@@ -136,8 +152,12 @@ def test_shapes_of_json_are_read(name, tmp_path):
 
 
 @pytest.mark.parametrize("content, expected", [
-    ("[" * 200_000, "nested too deeply"), ('{"text": "a", "label": ' + "1" * 5000 + "}", "not readable"), ("{'text': 'a'}", "Python"),
-    ('{"text": "a", "label": "x"}\n{"text": "b", "la', "line 2"), ('{"text": "a \\ud83d", "label": "x"}', "half of one"), ("", "there are no rows"),
+    ("[" * 200_000, "nested too deeply"),
+    ('{"text": "a", "label": ' + "1" * 5000 + "}", "not readable"),
+    ("{'text': 'a'}", "Python"),
+    ('{"text": "a", "label": "x"}\n{"text": "b", "la', "line 2"),
+    ('{"text": "a \\ud83d", "label": "x"}', "half of one"),
+    ("", "there are no rows"),
 ])
 def test_broken_json_is_one_message(content, expected, tmp_path):
     with pytest.raises(DataError, match=expected):
@@ -152,12 +172,15 @@ def test_a_cut_file_of_utf_16_is_one_message(tmp_path):
 def test_a_misspelt_name_asks_nobody_on_the_network(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "feedback.csv", "text,label\n")
-    for name, meant in (("feedback", "feedback.csv"), ("bbc-newz", "bbc-news"), ("feedbak.csv", "feedback.csv")):
+    names = {"feedback": "feedback.csv", "bbc-newz": "bbc-news", "feedbak.csv": "feedback.csv"}
+    for name, meant in names.items():
         with pytest.raises(SftbookError, match=f"did you mean '{meant}'"):
             load_rows(name)
 
 
-@pytest.mark.parametrize("a, b", [("works :)", "works :("), ("5 %", "5 €"), ("C++", "C#"), ("👍", "👎"), ("-5 degrees", "5 degrees"), ("क", "कि")])
+@pytest.mark.parametrize("a, b", [
+    ("works :)", "works :("), ("5 %", "5 €"), ("C++", "C#"), ("👍", "👎"),
+    ("-5 degrees", "5 degrees"), ("क", "कि")])
 def test_signs_and_symbols_are_no_punctuation(a, b):
     assert text_key(a) != text_key(b)
     assert len(deduplicate(rows_of([a, b], [0, 1]))[0]) == 2
@@ -176,7 +199,8 @@ def test_a_label_key_is_its_own_key(name):
     assert label_key(label_key(name)) == label_key(name)
 
 
-DISCLAIMER, FORM = " ".join(f"legal{i}" for i in range(50)), " ".join(f"word{i}" for i in range(40))
+DISCLAIMER = " ".join(f"legal{i}" for i in range(50))
+FORM = " ".join(f"word{i}" for i in range(40))
 
 
 def mails(n):
@@ -189,7 +213,8 @@ def forms(n):
 
 @pytest.mark.parametrize("n", [11, 150, 200, 201, 1000])
 def test_boilerplate_makes_no_twins_and_forms_do_not_slip_through(n):
-    assert len(set(duplicate_clusters(mails(n)))) == n and len(set(duplicate_clusters(forms(n)))) == 1
+    assert len(set(duplicate_clusters(mails(n)))) == n
+    assert len(set(duplicate_clusters(forms(n)))) == 1
     with pytest.raises(DataError, match="near-copy"):
         check_leakage({"train": rows_of(forms(n)[: n // 2]), "test": rows_of(forms(n)[n // 2 :])})
 
@@ -198,24 +223,33 @@ def test_signed_mails_split_in_the_shares_that_were_asked_for():
     texts = [m if i % 2 else m.replace(DISCLAIMER, "") for i, m in enumerate(mails(150))]
     rows = rows_of(texts, [i % 3 for i in range(150)])
     clusters = duplicate_clusters(texts)
-    parts = split_rows(rows, clusters, validation_size=0.0, test_size=0.3)
-    assert len(parts["test"]) == 45 and split_notes(rows, clusters, parts, validation_size=0.0, test_size=0.3) == []
+    sizes = dict(validation_size=0.0, test_size=0.3)
+    parts = split_rows(rows, clusters, **sizes)
+    assert len(parts["test"]) == 45
+    assert split_notes(rows, clusters, parts, **sizes) == []
 
 
 def test_a_missed_share_is_said_with_its_cluster():
     rows = rows_of(forms(80) + mails(20))
     clusters = duplicate_clusters(rows["text"])
-    notes = split_notes(rows, clusters, split_rows(rows, clusters, validation_size=0.0, test_size=0.5), validation_size=0.0, test_size=0.5)
-    assert any("50 were asked for" in n for n in notes) and any("80 rows: 'Dear name0" in n for n in notes)
+    sizes = dict(validation_size=0.0, test_size=0.5)
+    notes = split_notes(rows, clusters, split_rows(rows, clusters, **sizes), **sizes)
+    assert any("50 were asked for" in note for note in notes)
+    assert any("80 rows: 'Dear name0" in note for note in notes)
+
+
+def groups(clusters):
+    "The members of each cluster."
+    return {frozenset(np.flatnonzero(clusters == c).tolist()) for c in set(clusters.tolist())}
 
 
 @given(st.permutations(range(12)))
 @settings(max_examples=20, deadline=None)
 def test_clusters_do_not_depend_on_the_order(order):
     texts = [*forms(4), *mails(4), "a b c", "A, b c!", "d", ""]
-    groups = {frozenset(np.flatnonzero(duplicate_clusters(texts) == c)) for c in range(12)}
     shuffled = duplicate_clusters([texts[i] for i in order])
-    assert groups - {frozenset()} == {frozenset(order[i] for i in np.flatnonzero(shuffled == c)) for c in range(12)} - {frozenset()}
+    found = {frozenset(order[i] for i in members) for members in groups(shuffled)}
+    assert groups(duplicate_clusters(texts)) == found
 
 
 def test_shared_tails_are_found_in_near_linear_time():
@@ -232,5 +266,6 @@ def test_shared_tails_are_found_in_near_linear_time():
 
 def test_an_audit_of_600_classes_stays_readable():
     names = [f"class {i}" for i in range(600)]
-    said = str(audit(rows_of([f"text {i}" for i in range(1200)], [i % 600 for i in range(1200)], names)))
+    rows = rows_of([f"text {i}" for i in range(1200)], [i % 600 for i in range(1200)], names)
+    said = str(audit(rows))
     assert "and 590 more" in said and max(map(len, said.splitlines())) <= 100

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 SITE = ROOT / "_docs"
 sys.path.insert(0, str(ROOT / "tools" / "site"))
 
+import apidoc  # noqa: E402
 import chapters  # noqa: E402
 import forwards  # noqa: E402
 
@@ -56,6 +57,34 @@ def test_quarto_options_become_tags():
     cell = {"source": "#| echo: false\n#| fig-cap: A curve\nplot()", "metadata": {}, "outputs": []}
     made = chapters.code_cell(cell, {})
     assert (made["source"], made["metadata"]["tags"], made["metadata"]["mystnb"]["figure"]["caption"]) == ("plot()", ["remove-input"], "A curve")
+
+
+def test_products_in_a_table_of_parameters_keep_their_stars():
+    assert apidoc.cell("(2*n, 2*n) of `a*b`") == r"(2\*n, 2\*n) of `a*b`"
+
+
+def test_a_method_is_not_described_in_the_words_of_a_foreign_parent():
+    class Foreign:
+        def forward(self):
+            "Define the computation performed at every call."
+
+    class Ours(Foreign):
+        def fit(self):
+            "Train."
+
+        def forward(self):
+            pass
+
+    class Child(Ours):
+        def fit(self):
+            pass
+
+        def forward(self):
+            pass
+
+    Foreign.__module__ = "torch.nn"
+    assert apidoc.method_doc(Child, "fit", Child.fit) == "Train."
+    assert apidoc.method_doc(Child, "forward", Child.forward) is None
 
 
 def test_missing_and_unnamed_chapters_are_refused(tmp_path):

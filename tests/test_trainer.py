@@ -33,16 +33,24 @@ rng = np.random.default_rng(0)
 rows = [rng.integers(4, 50, rng.integers(3, 20)).tolist() for _ in range(80)]
 features = [dict(input_ids=r, labels=int(sum(r) % 2)) for r in rows]
 torch.manual_seed(0)
-model = BertForSequenceClassification(BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64))
+model = BertForSequenceClassification(BertConfig(
+    vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+    intermediate_size=64))
 
 def loss(model, batch):
     time.sleep(pause)
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return nn.functional.cross_entropy(logits, batch["labels"], reduction="sum"), len(logits)
 
-scores = lambda model: {"accuracy": model.classifier.weight.sum().item()}
-config = TrainingConfig(learning_rate=1e-3, num_train_epochs=4, per_device_train_batch_size=8, save_steps=3, metric_for_best_model="accuracy")
-trainer = Trainer(model, loss, lambda f: pad_batch(f, {"input_ids": 0}), config, checkpoints=folder, evaluate=scores)
+def scores(model):
+    return {"accuracy": model.classifier.weight.sum().item()}
+
+def collate(rows):
+    return pad_batch(rows, {"input_ids": 0})
+
+config = TrainingConfig(learning_rate=1e-3, num_train_epochs=4, per_device_train_batch_size=8,
+                        save_steps=3, metric_for_best_model="accuracy")
+trainer = Trainer(model, loss, collate, config, checkpoints=folder, evaluate=scores)
 result = trainer.fit(features, resume=resume)
 save_model(model, out)
 print(result.messages, result.state.best_step)
@@ -50,7 +58,10 @@ print(result.messages, result.state.best_step)
 
 
 def start(folder, out, resume="fresh", pause=0.0):
-    return subprocess.Popen([sys.executable, "-W", "error::UserWarning", "-c", SCRIPT, str(folder), str(out), resume, str(pause)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    words = [str(folder), str(out), resume, str(pause)]
+    return subprocess.Popen(
+        [sys.executable, "-W", "error::UserWarning", "-c", SCRIPT, *words],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for(folder, pattern, process, seconds=120):
@@ -100,7 +111,11 @@ def collate(rows):
 
 def words_rows(n=64):
     rng = np.random.default_rng(0)
-    return [dict(input_ids=rng.integers(1, 20, rng.integers(2, 9)).tolist(), labels=int(rng.integers(2))) for _ in range(n)]
+    rows = []
+    for _ in range(n):
+        ids = rng.integers(1, 20, rng.integers(2, 9)).tolist()
+        rows.append(dict(input_ids=ids, labels=int(rng.integers(2))))
+    return rows
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows():
@@ -117,8 +132,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows():
         seen.append({k: v.clone() for k, v in model.state_dict().items()})
         return words_loss(model, batch)
 
+    config = TrainingConfig(learning_rate=0.1, warmup_steps=0, per_device_train_batch_size=8)
     with pytest.raises(TrainingError, match=r"\b17\b"):
-        Trainer(model, loss, collate, TrainingConfig(learning_rate=0.1, warmup_steps=0, per_device_train_batch_size=8)).fit(rows)
+        Trainer(model, loss, collate, config).fit(rows)
     assert all(torch.equal(v, seen[-1][k]) for k, v in model.state_dict().items())
 
 
@@ -131,13 +147,15 @@ def test_a_cut_checkpoint_is_skipped_and_said(tmp_path):
     (newest / "optimizer.safetensors").write_bytes(b"cut")
     torch.manual_seed(0)
     again = Words()
-    result = Trainer(again, words_loss, collate, config, checkpoints=tmp_path).fit(words_rows(), resume=True)
+    resumed = Trainer(again, words_loss, collate, config, checkpoints=tmp_path)
+    result = resumed.fit(words_rows(), resume=True)
     assert any("damaged" in m and newest.name in m for m in result.messages)
     assert result.state.step == first.state.step
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters()))
 
 
-@pytest.mark.parametrize("began, elsewhere", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+@pytest.mark.parametrize("began, elsewhere", [
+    (torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
 def test_a_resumed_run_keeps_its_number_format(tmp_path, monkeypatch, began, elsewhere):
     config, seen = TrainingConfig(num_train_epochs=2), []
 
@@ -149,21 +167,25 @@ def test_a_resumed_run_keeps_its_number_format(tmp_path, monkeypatch, began, els
     Trainer(Words(), loss, collate, config, checkpoints=tmp_path).fit(words_rows())
     shutil.rmtree(sorted(tmp_path.glob("step-*"))[-1])
     monkeypatch.setattr(trainer, "pick_dtype", lambda device: elsewhere)
-    result = Trainer(Words(), loss, collate, config, checkpoints=tmp_path).fit(words_rows(), resume=True)
+    resumed = Trainer(Words(), loss, collate, config, checkpoints=tmp_path)
+    result = resumed.fit(words_rows(), resume=True)
     assert any("resumed" in m for m in result.messages)
     assert result.dtype == str(began).removeprefix("torch.") and set(seen) == {began}
 
 
 def test_a_checkpoint_of_other_rows_is_refused(tmp_path):
     config = TrainingConfig(num_train_epochs=1)
-    Trainer(Words(), words_loss, collate, config, checkpoints=tmp_path).fit(words_rows(), identity={"rows": "a"})
+    first = Trainer(Words(), words_loss, collate, config, checkpoints=tmp_path)
+    first.fit(words_rows(), identity={"rows": "a"})
+    second = Trainer(Words(), words_loss, collate, config, checkpoints=tmp_path)
     with pytest.raises(ConfigError, match="other settings or other rows"):
-        Trainer(Words(), words_loss, collate, config, checkpoints=tmp_path).fit(words_rows(), resume=True, identity={"rows": "b"})
+        second.fit(words_rows(), resume=True, identity={"rows": "b"})
 
 
 def test_the_best_epoch_survives_a_resume(tmp_path):
     scores = {8: 0.5, 16: 0.9, 24: 0.7, 32: 0.6}
-    config = TrainingConfig(num_train_epochs=4, per_device_train_batch_size=8, metric_for_best_model="score", early_stopping_patience=2)
+    config = TrainingConfig(num_train_epochs=4, per_device_train_batch_size=8,
+                            metric_for_best_model="score", early_stopping_patience=2)
     steps = []
 
     def loss(model, batch):
@@ -180,10 +202,12 @@ def test_the_best_epoch_survives_a_resume(tmp_path):
         (tmp_path / f"marker{len(list(tmp_path.glob('marker*')))}").touch()
         return value
 
+    more = dict(evaluate=marked, checkpoints=tmp_path / "c")
     with pytest.raises(KeyboardInterrupt):
-        Trainer(Words(), loss, collate, config, evaluate=marked, checkpoints=tmp_path / "c").fit(words_rows())
-    result = Trainer(Words(), words_loss, collate, config, evaluate=marked, checkpoints=tmp_path / "c").fit(words_rows(), resume=True)
-    assert (result.state.best, result.state.best_step, len(result.state.evaluations)) == (0.9, 16, 4)
+        Trainer(Words(), loss, collate, config, **more).fit(words_rows())
+    resumed = Trainer(Words(), words_loss, collate, config, **more)
+    state = resumed.fit(words_rows(), resume=True).state
+    assert (state.best, state.best_step, len(state.evaluations)) == (0.9, 16, 4)
 
 
 USUAL = TrainingConfig(learning_rate=0.05)
@@ -193,7 +217,8 @@ def fit(config=USUAL, rows=None, loss=words_loss, resume=False, dropout=0.3, **m
     "Train a fresh model; the model and what was said of it."
     torch.manual_seed(0)
     model = Words(dropout)
-    return model, Trainer(model, loss, collate, config, **more).fit(rows or words_rows(), resume=resume)
+    trainer = Trainer(model, loss, collate, config, **more)
+    return model, trainer.fit(rows or words_rows(), resume=resume)
 
 
 def same(a, b):
@@ -220,8 +245,10 @@ def test_a_step_without_targets_makes_no_update_and_is_said():
         rows[i] = dict(input_ids=[1] * 40, labels=-100)
 
     def loss(model, batch):
-        logits, asked = model(batch["input_ids"], batch["attention_mask"]), batch["labels"] != -100
-        return nn.functional.cross_entropy(logits[asked], batch["labels"][asked], reduction="sum"), int(asked.sum())
+        asked = batch["labels"] != -100
+        logits, labels = model(batch["input_ids"], batch["attention_mask"]), batch["labels"]
+        total = nn.functional.cross_entropy(logits[asked], labels[asked], reduction="sum")
+        return total, int(asked.sum())
 
     model, result = fit(TrainingConfig(num_train_epochs=1, warmup_steps=0), rows, loss)
     assert len(result.state.history) == 3 and result.state.step == 4
@@ -270,7 +297,10 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_training(tmp_path, monkeypat
 BEST = dict(num_train_epochs=4, metric_for_best_model="log_loss")
 
 
-@pytest.mark.parametrize("values, best_step", [([3.0, 1.0, 2.0, 4.0], 8), ([float("nan"), 3.0, float("nan"), 3.5], 8), ([float("nan")] * 4, None)])
+@pytest.mark.parametrize("values, best_step", [
+    ([3.0, 1.0, 2.0, 4.0], 8),
+    ([float("nan"), 3.0, float("nan"), 3.5], 8),
+    ([float("nan")] * 4, None)])
 def test_less_of_a_loss_is_better_and_what_is_no_number_never_is(values, best_step):
     left = iter(values)
     _, result = fit(TrainingConfig(**BEST), evaluate=lambda model: {"log_loss": next(left)})
@@ -279,38 +309,47 @@ def test_less_of_a_loss_is_better_and_what_is_no_number_never_is(values, best_st
 
 
 def test_an_unknown_metric_is_refused_before_the_first_step():
+    config = TrainingConfig(**BEST | dict(metric_for_best_model="logloss"))
+    known = {"log_loss": False, "accuracy": True}
     with pytest.raises(ConfigError, match="did you mean 'log_loss'"):
-        Trainer(Words(), words_loss, collate, TrainingConfig(**BEST | dict(metric_for_best_model="logloss")), evaluate=len, directions={"log_loss": False, "accuracy": True})
+        Trainer(Words(), words_loss, collate, config, evaluate=len, directions=known)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_evaluation_that_fails_does_not_cost_the_epoch(tmp_path, error):
-    config, left = TrainingConfig(learning_rate=0.05, **BEST), iter([1.0, 2.0, 0.5, 3.0])
-    straight, whole = fit(config, evaluate=lambda model: {"log_loss": next(left)})
+    config = TrainingConfig(learning_rate=0.05, **BEST)
+
+    def measuring():
+        left = iter([1.0, 2.0, 0.5, 3.0])
+        return lambda model: {"log_loss": next(left)}
 
     def failing(model):
         raise error
 
+    straight, whole = fit(config, evaluate=measuring())
     with pytest.raises(error):
         fit(config, evaluate=failing, checkpoints=tmp_path)
-    left = iter([1.0, 2.0, 0.5, 3.0])
-    resumed, result = fit(config, evaluate=lambda model: {"log_loss": next(left)}, checkpoints=tmp_path, resume=True)
+    resumed, result = fit(config, evaluate=measuring(), checkpoints=tmp_path, resume=True)
     assert "resumed after step 4" in result.messages[0]
     assert same(straight, resumed) and result.state.evaluations == whole.state.evaluations
 
 
-@pytest.mark.parametrize("change", [dict(learning_rate=0.1), dict(num_train_epochs=5), dict(seed=1)])
+@pytest.mark.parametrize("change", [
+    dict(learning_rate=0.1), dict(num_train_epochs=5), dict(seed=1)])
 def test_a_changed_setting_is_named_by_a_resume(tmp_path, change):
     fit(checkpoints=tmp_path)
     name, value = next(iter(change.items()))
+    changed = TrainingConfig(**dict(learning_rate=0.05) | change)
     with pytest.raises(ConfigError, match=f"{name} was .*now it is {value}"):
-        fit(TrainingConfig(**dict(learning_rate=0.05) | change), checkpoints=tmp_path, resume=True)
-    fit(TrainingConfig(learning_rate=0.05, save_steps=2, save_total_limit=5), checkpoints=tmp_path, resume=True)
+        fit(changed, checkpoints=tmp_path, resume=True)
+    kept_otherwise = TrainingConfig(learning_rate=0.05, save_steps=2, save_total_limit=5)
+    fit(kept_otherwise, checkpoints=tmp_path, resume=True)
 
 
 def test_a_share_of_a_ceiling_that_is_not_known_is_not_given():
     _, result = fit()
-    assert result.mfu is None and result.to_dict()["final_loss"] > 0  # this model has no count of operations
+    assert result.mfu is None  # this model has no count of operations
+    assert result.to_dict()["final_loss"] > 0
     result.state.flops, result.state.device = 1e9, "mps"
     assert result.mfu is None
 
@@ -339,12 +378,15 @@ def loss(model, batch):
     if what == "killed" and len(calls) == 6: os._exit(1)
     return words_loss(model, batch)
 
-config = TrainingConfig(learning_rate=0.05, num_train_epochs=2, per_device_train_batch_size=int(size))
+config = TrainingConfig(
+    learning_rate=0.05, num_train_epochs=2, per_device_train_batch_size=int(size))
 checkpoints = folder if folder != "none" else None
 trainer = Trainer(model, loss, collate, config, checkpoints=checkpoints)
 try: result = trainer.fit(rows, resume=what == "resumed")
 except SftbookError as e: said = str(e)
-else: said = [[h["loss"] for h in result.state.history], model.words.weight.tolist(), result.state.processes]
+else:
+    losses = [h["loss"] for h in result.state.history]
+    said = [losses, model.words.weight.tolist(), result.state.processes]
 json.dump(said, open(f"{out}.{PartialState().process_index}", "w"))
 if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 """

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from sftbook.folders import check_target
-from sftbook.foundations.generation import pretrain_gpt, save_gpt
+from sftbook.foundations.small_gpt import pretrain_gpt, save_gpt
 
 if __name__ == "__main__":
     folder = check_target(Path(sys.argv[1]) / "sftbook-gpt")  # refused now, not after the training

@@ -1,7 +1,10 @@
-"""Build the book's site: notebooks -> nbdev's filters -> MyST -> Sphinx. `python tools/site.py --output _docs`
+"""Build the book's site: notebooks -> nbdev's filters -> MyST -> Sphinx.
 
-Nothing is executed except what nbdev needs to document a symbol (imports and exported cells); outputs are the saved ones.
-The site loads nothing from another host and works when opened from a folder.
+    python tools/site.py --output _docs
+
+Nothing is executed except what nbdev needs to document a symbol (imports and exported cells);
+outputs are the saved ones. The site loads nothing from another host and works when opened from a
+folder.
 """
 import argparse
 import os
@@ -19,7 +22,8 @@ import forwards  # noqa: E402
 import vendor  # noqa: E402
 
 # source maps, and the ways to load MathJax that the site does not use
-UNUSED = ["*.map", "tex-svg*", "tex-mml-*", "mml-*svg.js", "mml-chtml.js", "tex-chtml-full*", "latest.js", "node-main.js"]
+UNUSED = ["*.map", "tex-svg*", "tex-mml-*", "mml-*svg.js", "mml-chtml.js", "tex-chtml-full*",
+          "latest.js", "node-main.js"]
 
 
 def newest(folder: Path) -> float:
@@ -28,13 +32,14 @@ def newest(folder: Path) -> float:
 
 
 def process_notebooks(root: Path) -> Path:
-    "nbdev's own filters, with ours for exported cells; unchanged notebooks are taken from the last build."
+    "nbdev's filters, with ours for exported cells; what is unchanged is taken from the last build."
     import filters
     import nbdev.serve
     nbdev.serve.FilterDefaults = filters.BookFilter
     stale = not (root / "_proc").exists() or (root / "_proc").stat().st_mtime < newest(HERE)
     sys.path.insert(0, str(root))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), str(root), os.environ.get("PYTHONPATH")]))
+    folders = [str(HERE), str(root), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
     return Path(nbdev.serve.proc_nbs(path=str(root / "nbs"), force=stale))
 
 
@@ -42,13 +47,15 @@ def run_sphinx(source: Path, output: Path, work: Path, fresh: bool) -> int:
     "Sphinx with every warning an error; all warnings are listed before it gives up."
     from sphinx.cmd.build import main as sphinx
     flags = ["-E"] if fresh else []
-    return sphinx(["-q", "-W", "--keep-going", *flags, "-b", "html", "-c", str(HERE), "-d", str(work / "doctrees"), str(source), str(output)])
+    return sphinx(["-q", "-W", "--keep-going", *flags, "-b", "html", "-c", str(HERE),
+                   "-d", str(work / "doctrees"), str(source), str(output)])
 
 
 def put_in_place(built: Path, output: Path) -> None:
     "The finished site replaces the old one; a folder that holds anything else is left alone."
     if output.exists() and any(output.iterdir()) and not (output / ".buildinfo").exists():
-        raise chapters.SiteError(f"{output} holds something that is not a site: name another folder")
+        raise chapters.SiteError(
+            f"{output} holds something that is not a site: name another folder")
     shutil.rmtree(output, ignore_errors=True)
     shutil.copytree(built, output, ignore=shutil.ignore_patterns(*UNUSED))
 
@@ -68,7 +75,8 @@ def build(root: Path, output: Path, fresh: bool = False) -> int:
     os.environ.update(SFTBOOK_SITE_ROOT=str(root), SFTBOOK_SITE_VENDOR=str(work / "vendor"))
     if code := run_sphinx(work / "source", work / "html", work, fresh):
         return code
-    for notebook in parts.notebooks:  # "download this notebook" gives the notebook itself, not the page made from it
+    # "download this notebook" gives the notebook itself, not the page made from it
+    for notebook in parts.notebooks:
         shutil.copy(root / "nbs" / notebook, work / "html" / "_sources" / notebook)
     forwards.remove_old_pages(work / "html", pages)
     put_in_place(work / "html", output)

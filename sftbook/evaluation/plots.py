@@ -20,6 +20,7 @@ _COLOURS = ("#3a87c8", "#d0741b", "#4d9a5b", "#b0609f", "#9a8a2a")
 _MARKERS = "osD^vP"
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
+# %% ../../nbs/evaluation/05i_plots.ipynb #4e1d0d02
 def _style(k):
     "Colour, marker and line of the k-th system; they repeat at different lengths."
     return dict(color=_COLOURS[k % 5], marker=_MARKERS[k % 6], ls=_LINES[k % 5])
@@ -97,6 +98,7 @@ def _draw_bins(ax, bins, label, drawn):
     above = [e.high - v for v, e in zip(y, ends, strict=True)]
     ax.errorbar(x, y, [below, above], capsize=3, label=label or None, **_style(drawn))
 
+# %% ../../nbs/evaluation/05i_plots.ipynb #4e1d0d08
 def _write_counts(ax, bins, label, drawn):
     "How many rows each bin has, in a line of their own under the points."
     height, colour = 0.02 + 0.06*drawn, _style(drawn)["color"] if label else _GREY

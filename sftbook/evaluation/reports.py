@@ -20,6 +20,7 @@ from .uncertainty import Interval, PairedTest
 def _width(text):
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
+# %% ../../nbs/evaluation/05c_reports.ipynb #4e1d0a02
 def _shorten(text, width):
     "Cut to `width` columns of a terminal, where Chinese characters take two."
     text = " ".join(str(text).split())
@@ -36,6 +37,7 @@ def _column_widths(rows, width):
     left = width - sum(w + 2 for w in widths[1:])
     return [max(6, min(widths[0], 24, left)), *widths[1:]]
 
+# %% ../../nbs/evaluation/05c_reports.ipynb #4e1d0a04
 def _text_line(cells, widths):
     "The first cell to the left, numbers to the right."
     first, *others = (c + " "*(w - _width(c)) if i == 0 else " "*(w - _width(c)) + c
@@ -57,6 +59,7 @@ def _markdown_cell(value):
     text = str(value).replace("\\", "\\\\").replace("|", "\\|")
     return text.replace("\n", " ").replace("<", "&lt;")
 
+# %% ../../nbs/evaluation/05c_reports.ipynb #4e1d0a08
 def _markdown_line(cells):
     return "| " + " | ".join(map(_markdown_cell, cells)) + " |"
 
@@ -71,10 +74,12 @@ def _interval(saved):
 def _intervals(saved):
     return {name: _interval(value) for name, value in saved.items()}
 
+# %% ../../nbs/evaluation/05c_reports.ipynb #4e1d0a0b
 def _class_row(saved):
     "The scores of a class, with intervals made again."
     return saved | {k: _interval(saved[k]) for k in ("precision", "recall", "f1") if k in saved}
 
+# %% ../../nbs/evaluation/05c_reports.ipynb #4e1d0a0d
 def _fields(saved):
     "What JSON holds, with intervals and tests made again."
     comparisons = {name: PairedTest(**{**test, "difference": _interval(test["difference"])})
@@ -119,6 +124,7 @@ def _classes_section(report, limit=20):
              c["f1"] or "–"] for c in classes]
     return title, ["class", "rows", "precision", "recall", "F1"], rows
 
+# %% ../../nbs/evaluation/05c_reports.ipynb #4e1d0a0f
 def _percent(interval):
     return "–" if interval is None else f"{100*interval.value:.1f} %"
 
@@ -135,6 +141,7 @@ def _baselines_section(report):
         rows.append([name, found[main], *ahead])
     return "Baselines on the same rows", ["baseline", main, "this model minus it", "p"], rows
 
+# %% ../../nbs/evaluation/05c_reports.ipynb #4e1d0a10
 def _p_value(p):
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -169,6 +176,7 @@ def _heading(report):
     return (f"{report.task}: {counted(report.rows, 'row')}{classes}, "
             f"{100*confidence:g} % intervals in brackets")
 
+# %% ../../nbs/evaluation/05c_reports.ipynb #4e1d0a12
 def _shortened(rows, width):
     "The same rows with every cell cut to `width` columns."
     short = partial(_shorten, width=width)
@@ -182,6 +190,7 @@ def _as_text(report):
         parts.append(f"{title}\n{table}" if title else table)
     return "\n\n".join(parts)
 
+# %% ../../nbs/evaluation/05c_reports.ipynb #4e1d0a14
 def _as_markdown(report):
     parts = [f"*{_heading(report)}*"]
     for title, header, rows in _sections(report):

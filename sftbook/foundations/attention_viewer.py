@@ -13,11 +13,13 @@ import traitlets
 # %% ../../nbs/foundations/13b_attention_viewer.ipynb #3d2829cf
 LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
+# %% ../../nbs/foundations/13b_attention_viewer.ipynb #4e1d0c02
 def weights_as_letters(weights:torch.Tensor, # of any shape, from 0 to 1
                       ) -> str: # one letter a weight, in order
     "Round each weight to one of 64 steps."
     return "".join(LEVELS[step] for step in (weights.flatten()*63).round().int().tolist())
 
+# %% ../../nbs/foundations/13b_attention_viewer.ipynb #4e1d0c04
 def letters_as_weights(letters:str, # from `weights_as_letters`
                       ) -> torch.Tensor: # (len(letters),) from 0 to 1
     "What the browser reads from the letters."

@@ -85,14 +85,18 @@ function filtered(shown, temperature, k, p) {
 }
 """
 
-# %% ../../nbs/foundations/15a_decoding_playground.ipynb #9b261447
-_CONTROLS = """
+# %% ../../nbs/foundations/15a_decoding_playground.ipynb #c0b7d4e2
+_ELEMENT = """
 function element(tag, text, parent) {
   const e = document.createElement(tag);
   e.textContent = text;
   parent.append(e);
   return e;
 }
+"""
+
+# %% ../../nbs/foundations/15a_decoding_playground.ipynb #9b261447
+_SLIDER = """
 function slider(parent, name, [min, max, step, value], show, draw) {
   const label = element("label", name, parent), input = element("input", "", label);
   const output = element("output", "", label);
@@ -168,5 +172,5 @@ _STYLE = """
 # %% ../../nbs/foundations/15a_decoding_playground.ipynb #85561772
 class DecodingPlayground(anywidget.AnyWidget):
     "Move temperature, top-k and top-p; works in a page without a kernel."
-    _esm, _css = _FILTER + _CONTROLS + _TABLE + _RENDER, _STYLE
+    _esm, _css = _FILTER + _ELEMENT + _SLIDER + _TABLE + _RENDER, _STYLE
     prompts = traitlets.List().tag(sync=True) # from `summarize_logits`

@@ -5,16 +5,14 @@
 # %% auto #0
 __all__ = ['START', 'END', 'UNKNOWN', 'PADDING', 'make_vocabulary', 'to_ids', 'windows', 'Level', 'NgramCounts',
            'maximum_likelihood', 'distribution', 'add_k', 'fit_weights', 'interpolated', 'back_off', 'kneser_ney',
-           'perplexity', 'bits_per_character', 'sample', 'character_table', 'NgramSampler']
+           'perplexity', 'bits_per_character', 'sample']
 
 # %% ../../nbs/foundations/10_ngram.ipynb #6c1a51cb
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import anywidget
 import numpy as np
-import traitlets
 from fastcore.basics import patch
 
 # %% ../../nbs/foundations/10_ngram.ipynb #e1fd6913
@@ -278,94 +276,3 @@ def sample(probability:Callable, # (rows, order) windows -> (rows,) probabilitie
         text.append(names[token])
         context = [*context, token][1:]
     return text
-
-# %% ../../nbs/foundations/10_ngram.ipynb #a048da88
-def character_table(texts:list[str], # to count in
-                    context:int=5, # characters of the longest context
-                    limit:int=4000, # contexts kept of each length, the most frequent ones
-                   ) -> list[tuple[str, str]]: # contexts, and what follows each, with shares
-    "Up to nine characters after each context, each followed by a digit: its share in ninths."
-    table = {}
-    for k in range(context + 1):
-        follow = {}
-        for text in texts:
-            for i in range(k, len(text)):
-                follow.setdefault(text[i - k:i], Counter())[text[i]] += 1
-        frequent = sorted(follow, key=lambda key: (-follow[key].total(), key))[:limit]
-        table.update({key: _shares(follow[key], 9 if k else 30) for key in frequent})
-    return list(table.items())
-
-def _shares(after, most):
-    "The most frequent characters, each with its share in ninths."
-    best = sorted(after.items(), key=lambda item: (-item[1], item[0]))[:most]
-    total = sum(n for _, n in best)
-    return "".join(f"{c}{max(1, round(9*n/total))}" for c, n in best)
-
-# %% ../../nbs/foundations/10_ngram.ipynb #42d10332
-_NEXT = """
-function next(table, text, context, temperature) {
-  for (let k = Math.min(context, text.length); k >= 0; k--) {
-    const entry = table[k ? text.slice(-k).toLowerCase() : ""];
-    if (!entry) continue;
-    const chars = [...entry].filter((_, i) => i % 2 == 0);
-    const digits = [...entry].filter((_, i) => i % 2);
-    const shares = digits.map(d => Math.pow(Number(d), 1 / temperature));
-    let draw = Math.random() * shares.reduce((a, b) => a + b);
-    for (let i = 0; i < chars.length; i++) {
-      draw -= shares[i];
-      if (draw <= 0) return chars[i];
-    }
-    return chars[0];
-  }
-  return " ";
-}
-"""
-
-# %% ../../nbs/foundations/10_ngram.ipynb #fd09115b
-_VIEW = _NEXT + """
-const make = (kind, settings) => Object.assign(document.createElement(kind), settings);
-function slider(label, min, max, step, value) {
-  const box = make("label", {}), shown = make("output", {});
-  const input = make("input", { type: "range", min, max, step });
-  const show = () => shown.textContent = input.value;
-  input.addEventListener("input", show);
-  input.value = value;
-  show();
-  box.append(label, input, shown);
-  return [box, input];
-}
-function render({ model, el }) {
-  el.classList.add("ngram-sampler");
-  const table = Object.fromEntries(model.get("table")), longest = model.get("context");
-  const area = make("textarea", { rows: 4, value: model.get("text") });
-  area.setAttribute("aria-label", "text to go on with");
-  const [contextBox, context] = slider("characters of context ", 0, longest, 1, longest);
-  const [heatBox, heat] = slider("temperature ", 0.3, 2, 0.1, 1);
-  const button = make("button", { textContent: "go on" });
-  button.addEventListener("click", () => {
-    for (let i = 0; i < 80; i++)
-      area.value += next(table, area.value, Number(context.value), Number(heat.value));
-    area.scrollTop = area.scrollHeight;
-  });
-  el.append(area, contextBox, heatBox, button);
-}
-export default { render };
-"""
-
-# %% ../../nbs/foundations/10_ngram.ipynb #bcfb7aa6
-_STYLE = """
-.ngram-sampler { max-width: 40rem; display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; }
-.ngram-sampler { align-items: center; }
-.ngram-sampler textarea { width: 100%; box-sizing: border-box; padding: .5rem; }
-.ngram-sampler textarea { font: inherit; color: inherit; background: transparent; }
-.ngram-sampler textarea, .ngram-sampler button { border: 1px solid #8888; border-radius: 4px; }
-.ngram-sampler label { display: inline-flex; gap: .4rem; align-items: center; }
-.ngram-sampler button { color: inherit; background: #8883; padding: .2rem .8rem; cursor: pointer; }
-"""
-
-class NgramSampler(anywidget.AnyWidget):
-    "A text area that an n-gram model of characters writes on in; everything happens in the page."
-    _esm, _css = _VIEW, _STYLE
-    table = traitlets.List().tag(sync=True) # contexts and what follows, from `character_table`
-    context = traitlets.Int(5).tag(sync=True) # characters of the longest context
-    text = traitlets.Unicode("The ").tag(sync=True) # to begin with

@@ -4,16 +4,14 @@
 
 # %% auto #0
 __all__ = ['Corpus', 'negative_sampling_gradients', 'keep_probability', 'window_pairs', 'WordVectors', 'train_word2vec',
-           'cooccurrences', 'glove_gradients', 'train_glove', 'principal_components', 'WordNeighbours']
+           'cooccurrences', 'glove_gradients', 'train_glove', 'principal_components']
 
 # %% ../../nbs/foundations/11_word_vectors.ipynb #c68b297b
 from dataclasses import dataclass
 from itertools import chain
 
-import anywidget
 import numpy as np
 import torch
-import traitlets
 
 from .ngram import make_vocabulary, to_ids
 
@@ -163,12 +161,14 @@ def train_word2vec(corpus:Corpus, # training text
                    learning_rate:float=0.025, # at the start; falls to 0
                    cbow:bool=False, # the mean of the neighbours asks for the word
                    share_gradient:bool=True, # False: as gensim's CBOW
+                   start_width:float=1., # 0.5: as the original program; gensim has 1
                    batch_size:int=1024, # questions
                    seed:int=0, # of everything that is drawn
                   ) -> WordVectors:
     "Skip-gram or CBOW with negative sampling (Mikolov et al. 2013), plain gradient descent."
     rng, vocab = np.random.default_rng(seed), len(corpus.words)
-    v = torch.from_numpy(((rng.random((vocab, dim)) - 0.5)/dim).astype(np.float32))
+    start_v = start_width*(2*rng.random((vocab, dim)) - 1)/dim
+    v = torch.from_numpy(start_v.astype(np.float32))
     u, noise = torch.zeros(vocab, dim), np.cumsum(corpus.counts**0.75)
     keep, losses = keep_probability(corpus.counts), []
     for epoch in range(epochs):
@@ -257,72 +257,3 @@ def principal_components(vectors:np.ndarray, # (n, dim)
     centred = vectors - vectors.mean(0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     return u[:, :k]*s[:k], float((s[:k]**2).sum()/(s**2).sum())
-
-# %% ../../nbs/foundations/11_word_vectors.ipynb #92a2f85f
-_VIEW = """
-const make = (kind, settings) => Object.assign(document.createElement(kind), settings);
-function neighbour(word, cosine, choose) {
-  const button = make("button", { textContent: word }), bar = make("span", {});
-  bar.style.width = cosine + "%";
-  button.append(bar);
-  button.addEventListener("click", () => choose(word));
-  return button;
-}
-function render({ model, el }) {
-  el.classList.add("word-neighbours");
-  const words = model.get("words"), near = model.get("near");
-  const place = new Map(words.map((w, i) => [w, i])), list = make("div", {});
-  const input = make("input", { value: model.get("word") });
-  input.setAttribute("aria-label", "word");
-  input.setAttribute("list", "word-neighbours-list");
-  const options = make("datalist", { id: "word-neighbours-list" });
-  options.append(...words.map(w => make("option", { value: w })));
-  const unknown = "This word is not among the " + words.length + " that the page knows.";
-  const choose = word => { input.value = word; draw(); };
-  const draw = () => {
-    const i = place.get(input.value.trim().toLowerCase());
-    list.replaceChildren(...(i === undefined ? [unknown] : []));
-    for (let k = 0; i !== undefined && k < near[i].length; k += 2)
-      list.append(neighbour(words[near[i][k]], near[i][k + 1], choose));
-  };
-  input.addEventListener("input", draw);
-  el.append(input, options, list);
-  draw();
-}
-export default { render };
-"""
-
-# %% ../../nbs/foundations/11_word_vectors.ipynb #c7c87184
-_STYLE = """
-.word-neighbours { max-width: 32rem; }
-.word-neighbours input, .word-neighbours button { font: inherit; color: inherit; }
-.word-neighbours input, .word-neighbours button { background: transparent; border-radius: 4px; }
-.word-neighbours input { border: 1px solid #8888; padding: .3rem .5rem; }
-.word-neighbours div { display: grid; grid-template-columns: 1fr 1fr; gap: .3rem; }
-.word-neighbours div { margin-top: .6rem; }
-.word-neighbours button { position: relative; text-align: left; border: 1px solid #8884; }
-.word-neighbours button { padding: .15rem .5rem; cursor: pointer; overflow: hidden; }
-.word-neighbours span { position: absolute; left: 0; bottom: 0; height: 3px; }
-.word-neighbours span { background: #3a87c8; }
-"""
-
-# %% ../../nbs/foundations/11_word_vectors.ipynb #8d0d8d7f
-class WordNeighbours(anywidget.AnyWidget):
-    "A field for a word and its nearest neighbours; everything happens in the page."
-    _esm, _css = _VIEW, _STYLE
-    words = traitlets.List().tag(sync=True) # words that the page knows
-    near = traitlets.List().tag(sync=True) # of each: neighbours and cosines in per cent, in turns
-    word = traitlets.Unicode().tag(sync=True) # to begin with
-
-    @classmethod
-    def of(cls, model:WordVectors, # to show
-           words:list[str], # to be known to the page
-           k:int=10, # neighbours of each
-          ) -> "WordNeighbours":
-        "Compute the neighbours of some words among themselves."
-        unit = np.stack([model[w] for w in words])
-        cosines = unit @ unit.T - 2*np.eye(len(words))
-        best = np.argsort(-cosines, axis=1)[:, :k]
-        per_cent = np.maximum(0, np.take_along_axis(cosines, best, 1)*100).round().astype(int)
-        near = np.stack([best, per_cent], 2).reshape(len(words), -1).tolist()
-        return cls(words=words, near=near, word=words[0])

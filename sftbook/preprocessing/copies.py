@@ -27,6 +27,7 @@ _PUNCTUATION = (r"""[\s.,;:!?"'()\[\]{}_·‐-―‘-‟‹›«»…"""
                 r"""、。，；：！？（）《》〈〉「」『』【】〔〕〜・¡¿-]""")
 _MARKS = re.compile(f"({_FACE}|{_SIGN})|(?:(?!{_FACE}|{_SIGN}){_PUNCTUATION})+")
 
+# %% ../../nbs/preprocessing/02_copies.ipynb #7739b13c
 def text_key(text:str, # any text
             ) -> str: # the same for copies
     "What is left of a text without case, width, white space and sentence punctuation."
@@ -43,6 +44,7 @@ def _units(key):
         return list(key.replace(" ", "")), 2
     return key.split(), 1
 
+# %% ../../nbs/preprocessing/02_copies.ipynb #7a145b75
 def shingles(text:str, # any text
              size:int=8, # words in a shingle; twice as many characters where there are no spaces
             ) -> set[str]: # runs of that length; the whole key when the text is shorter
@@ -61,6 +63,7 @@ class _Windows(NamedTuple):
     length:np.ndarray # words that it has
     unit_owner:np.ndarray
 
+# %% ../../nbs/preprocessing/02_copies.ipynb #a78d84c9
 def _hash_windows(keys, size):
     "Give every shingle its number."
     ids, times = _unit_ids(keys)
@@ -168,6 +171,7 @@ def near_duplicate_pairs(texts:list[str], # to compare with each other
         _LATEST[asked] = found
     return list(found)
 
+# %% ../../nbs/preprocessing/02_copies.ipynb #c413d8e5
 _LATEST = {} # the last question and its answer: rows are looked at, and then split
 
 def _search(keys, size, containment, max_texts):

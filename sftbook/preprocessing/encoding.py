@@ -21,6 +21,7 @@ from ..folders import atomic_folder
 # %% ../../nbs/preprocessing/02b_encoding.ipynb #b5115102
 LONG_TEXTS = ("head", "head+tail", "windows")
 
+# %% ../../nbs/preprocessing/02b_encoding.ipynb #73e8e654
 @dataclass
 class Encoded:
     "Token ids of texts, and how many of them were cut."
@@ -58,6 +59,7 @@ def _frame(tokenizer):
     start = next(i for i in range(len(ids)) if ids[i:i + len(own)] == own)
     return ids[:start], ids[start + len(own):]
 
+# %% ../../nbs/preprocessing/02b_encoding.ipynb #22e9de6b
 def _head_and_tail(ids, tokenizer, max_length):
     "The first quarter of the room, and the rest from the end."
     if len(ids) <= max_length:
@@ -142,6 +144,7 @@ def pad_batch(features:list[dict], # lists are padded, numbers are stacked
     batch["attention_mask"] = torch.tensor(_rectangle(ones, 0))
     return batch
 
+# %% ../../nbs/preprocessing/02b_encoding.ipynb #baae3bd7
 def _rectangle(rows, fill):
     longest = max(map(len, rows))
     return [row + [fill]*(longest - len(row)) for row in rows]

@@ -61,10 +61,12 @@ def _counted(counts, limit=10):
     shown = ", ".join(f"{name[:30]} {n:,}" for name, n in list(counts.items())[:limit])
     return shown + (f" and {len(counts) - limit:,} more" if len(counts) > limit else "")
 
+# %% ../../nbs/preprocessing/02a_rows.ipynb #40454bcb
 def _line(what, number):
     "One line of a table, folded at 100 columns."
     return textwrap.fill(number, 100, initial_indent=f"{what + ':':27}", subsequent_indent=" "*27)
 
+# %% ../../nbs/preprocessing/02a_rows.ipynb #a5fcef9d
 def _as_code(done):
     "The name of a function in a sentence, as code."
     name, _, rest = done.partition(" ")
@@ -118,18 +120,23 @@ def drop_rare_classes(rows, # a Dataset with `text` and `label`
                       min_rows:int, # classes with fewer rows go
                      ): # the Dataset with the classes that are left, and {name: rows dropped}
     "Drop the rows of rare classes, and their names."
-    from datasets import ClassLabel
-    names, counts = rows.features["label"].names, Counter(_label_names(rows))
+    names, labels = rows.features["label"].names, _label_names(rows)
+    counts = Counter(labels)
     rare = {name: counts[name] for name in names if counts[name] < min_rows}
     if not rare:
         return rows, {}
     left = [name for name in names if name not in rare]
-    labels = [names[i] for i in rows["label"]]
-    kept = [i for i, name in enumerate(labels) if name not in rare]
-    ids = [left.index(labels[i]) for i in kept]
+    kept = [i for i, label in enumerate(labels) if label not in rare]
+    return _with_classes(rows.select(kept), [labels[i] for i in kept], left), rare
+
+# %% ../../nbs/preprocessing/02a_rows.ipynb #1c329940
+def _with_classes(rows, labels, names):
+    "Rows with new labels, whose ids are their places in `names`."
+    from datasets import ClassLabel
+    ids = [names.index(label) for label in labels]
     with quiet():
-        rows = rows.select(kept).remove_columns("label")
-        return rows.add_column("label", ids, feature=ClassLabel(names=left)), rare
+        rows = rows.remove_columns("label")
+        return rows.add_column("label", ids, feature=ClassLabel(names=names))
 
 # %% ../../nbs/preprocessing/02a_rows.ipynb #554344e5
 def split_rows(rows, # a Dataset with `text` and perhaps `label`, without copies
@@ -231,8 +238,7 @@ def split_notes(rows, # the Dataset that was split
             continue
         notes.append(f"the {name} part has {counted(got, 'row')}, {asked:,.0f} were asked for")
         reasons.add("classes" if abs(rounded[name] - asked) > slack else "clusters")
-    return notes + [{"classes": _class_reason, "clusters": _cluster_reason}[reason](rows, clusters)
-                    for reason in sorted(reasons)]
+    return notes + [_REASONS[reason](rows, clusters) for reason in sorted(reasons)]
 
 # %% ../../nbs/preprocessing/02a_rows.ipynb #9c371152
 def _class_counts(rows):
@@ -240,6 +246,7 @@ def _class_counts(rows):
         return np.array([len(rows)])
     return np.unique(rows["label"], return_counts=True)[1]
 
+# %% ../../nbs/preprocessing/02a_rows.ipynb #0b764211
 def _rounded(rows, sizes):
     "Rows of the parts if there were no clusters: each class in whole rows, as `_deal` does."
     counts, test = _class_counts(rows), sizes.get("test_size", 0.)
@@ -247,6 +254,7 @@ def _rounded(rows, sizes):
     both = np.ceil((test + sizes.get("validation_size", 0.))*counts - 0.5).sum()
     return {"test": first, "validation": both - first}
 
+# %% ../../nbs/preprocessing/02a_rows.ipynb #2ee89cec
 def _class_reason(rows, clusters):
     counts = _class_counts(rows)
     return (f"each of the {len(counts):,} classes is dealt in whole rows, "
@@ -258,6 +266,9 @@ def _cluster_reason(rows, clusters):
     members = np.flatnonzero(clusters == largest)
     begin = " ".join(rows[int(members[0])]["text"].split())[:40]
     return f"the largest cluster of near-copies has {counted(len(members), 'row')}: {begin!r} ..."
+
+# %% ../../nbs/preprocessing/02a_rows.ipynb #fd2024d7
+_REASONS = {"classes": _class_reason, "clusters": _cluster_reason}
 
 # %% ../../nbs/preprocessing/02a_rows.ipynb #5351640e
 def check_leakage(splits, # a DatasetDict, or a dictionary of Datasets with `text`
@@ -282,15 +293,12 @@ def sample_per_class(rows, # a Dataset with `label`
                      seed:int=0, # another seed, another draw
                     ): # a Dataset
     "Draw the same number of rows of every class. Raises `DataError` where a class has too few."
-    labels, rng = np.array(rows["label"]), np.random.default_rng((seed, per_class))
-    names, few, drawn = rows.features["label"].names, [], []
-    for c in np.unique(labels):
-        own = np.flatnonzero(labels == c)
-        if len(own) < per_class:
-            what = f"has {len(own)} rows, {per_class} were asked for"
-            few.append((f"class {names[c]!r}", what))
-        else:
-            drawn.append(rng.choice(own, per_class, replace=False))
+    counts = Counter(_label_names(rows))
+    few = [(f"class {name!r}", f"has {counts[name]} rows, {per_class} were asked for")
+           for name in rows.features["label"].names if 0 < counts[name] < per_class]
     if few:
         raise DataError.from_problems(few, remedy="ask for fewer rows a class")
+    labels, rng = np.array(rows["label"]), np.random.default_rng((seed, per_class))
+    classes = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    drawn = [rng.choice(own, per_class, replace=False) for own in classes]
     return rows.select(np.sort(np.concatenate(drawn)))

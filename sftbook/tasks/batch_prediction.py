@@ -92,6 +92,7 @@ def _cell(value):
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
+# %% ../../nbs/tasks/06g_batch_prediction.ipynb #65439ce6
 def _cells(row, columns):
     return [_cell(row.get(column)) for column in columns]
 
@@ -117,6 +118,7 @@ def _quoted(field, delimiter):
         return field
     return '"' + field.replace('"', '""') + '"'
 
+# %% ../../nbs/tasks/06g_batch_prediction.ipynb #82b2ef70
 def _line(values, delimiter):
     return delimiter.join(_quoted(value, delimiter) for value in values) + "\n"
 
@@ -273,5 +275,6 @@ def _answer_pieces(run, pieces, columns, partial, answered, report, how):
         answered.count(answers, run)
         report(answered)
 
+# %% ../../nbs/tasks/06g_batch_prediction.ipynb #15332c3c
 def _renamed(answer, names):
     return {new: answer.get(old, "") for old, new in names.items()}

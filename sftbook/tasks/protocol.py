@@ -108,11 +108,13 @@ class Task(_Defaults, _OnTheCard, _Saving, ABC):
     def metrics(self, predictions, rows) -> Report:
         "Judge predictions against labelled rows."
 
+# %% ../../nbs/tasks/06_protocol.ipynb #047d307c
 _TASKS:dict[str, type] = {}
 
 # %% ../../nbs/tasks/06_protocol.ipynb #edbe05e4
 _RESTORE = "restore it from a copy, or train again"
 
+# %% ../../nbs/tasks/06_protocol.ipynb #500a6d85
 def _named_class(folder):
     "The class of transformers that config.json names."
     import transformers
@@ -147,6 +149,7 @@ def _of_rows(task, answers, features):
         votes.setdefault(feature["row"], []).append(answer)
     return [task.join(votes[row]) for row in range(len(votes))]
 
+# %% ../../nbs/tasks/06_protocol.ipynb #06a77772
 def _without_row(features):
     "What goes into a batch: a model is not told which row a feature belongs to."
     kept = []
@@ -205,6 +208,7 @@ def _absent(task, features):
     found = {int(i) for f in features if "labels" in f for i in np.atleast_1d(f["labels"])}
     return [i for i in range(len(getattr(task, "labels", []))) if i not in found]
 
+# %% ../../nbs/tasks/06_protocol.ipynb #a3e59dcc
 def _say_absent(names):
     some = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
     return f"no training row has the label {some}: the model will hardly ever answer so"

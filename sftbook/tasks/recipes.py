@@ -17,17 +17,19 @@ import torch
 
 from ..core import ConfigError, DataError, counted, hardware, quiet
 from ..folders import check_space
-from ..rows import load_rows
-from ..evaluation.baselines import majority_baseline
-from .linear import fit_linear
-from ..evaluation.multi_label import constant_answers, fit_thresholds, multi_label_baseline
-from ..preprocessing.multi_label import combination_rows, label_matrix, load_multi_label
-from .multi_label import MultiLabelClassification
 from ..preprocessing.copies import duplicate_clusters
+from ..preprocessing.multi_label import combination_rows, label_matrix, load_multi_label
 from ..preprocessing.rows import (audit, deduplicate, drop_rare_classes, split_notes,
                                         split_rows)
+from ..rows import load_rows
 from ..schemes import to_iob2
 from ..tagged import load_tagged
+
+# %% ../../nbs/tasks/06h_recipes.ipynb #20f79d10
+from ..evaluation.baselines import majority_baseline
+from ..evaluation.multi_label import constant_answers, fit_thresholds, multi_label_baseline
+from .linear import fit_linear
+from .multi_label import MultiLabelClassification
 from .protocol import FineTuned, fine_tune, predict
 from .text_classification import (TextClassification, balanced_weights, calibrate,
                                                fit_head, pooled_features, pseudo_labels)
@@ -136,6 +138,7 @@ def train_model(recipe:Recipe, # begins and finishes
         recipe.finish(task, model, validation)
     return tuned
 
+# %% ../../nbs/tasks/06h_recipes.ipynb #5c18b194
 def _say_messages(tuned, rows):
     for message in tuned.result.messages:
         say(message)
@@ -165,11 +168,16 @@ def measure(recipe:Recipe, # has baselines
     say("\nmeasuring on the test rows ...\n")
     predictions = predict(task, tuned.model, test)
     report = task.metrics(predictions, test, baselines=recipe.baselines(train, test))
-    mfu = tuned.result.mfu
-    report.extra = {"training": tuned.result.to_dict(), "truncated": tuned.truncated,
-                    "mfu": mfu and round(mfu, 2), "hardware": asdict(hardware()),
-                    "seconds_with_preparation": round(seconds, 1)}
+    report.extra = _circumstances(tuned, seconds)
     return report, recipe.parts(report, predictions, test)
+
+# %% ../../nbs/tasks/06h_recipes.ipynb #d8003dd1
+def _circumstances(tuned, seconds):
+    "What the training took, and on what it ran."
+    mfu = tuned.result.mfu
+    return {"training": tuned.result.to_dict(), "truncated": tuned.truncated,
+            "mfu": mfu and round(mfu, 2), "hardware": asdict(hardware()),
+            "seconds_with_preparation": round(seconds, 1)}
 
 # %% ../../nbs/tasks/06h_recipes.ipynb #a9eb4734
 def _only_kept(recipe, source, kept):

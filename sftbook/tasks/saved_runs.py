@@ -52,6 +52,7 @@ def _versions():
     from importlib.metadata import version
     return {name: version(name) for name in ("sftbook", "torch", "transformers", "tokenizers")}
 
+# %% ../../nbs/tasks/06d_saved_runs.ipynb #501d2629
 _ON_THE_LINE = 'or, on the command line: `sftbook predict path/of/this/folder "a text"`.\n'
 
 # %% ../../nbs/tasks/06d_saved_runs.ipynb #ff26209c
@@ -142,6 +143,7 @@ def _saved_settings(file):
         raise CheckpointError("; ".join(wrong), where=str(file), remedy=_RESTORE)
     return kind, {name: saved[name] for name in wanted if name in saved}
 
+# %% ../../nbs/tasks/06d_saved_runs.ipynb #cb1f6d39
 _ELSEWHERE = { # where the tasks of this book are; imported when a run asks for them
     "TextClassification": "sftbook.tasks.text_classification",
     "TokenClassification": "sftbook.tasks.token_classification",

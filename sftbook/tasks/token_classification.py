@@ -104,6 +104,7 @@ def _parts(tokens, pieces, room):
         used += n
     return [*cuts, (start, len(tokens))]
 
+# %% ../../nbs/tasks/06b_token_classification.ipynb #eb6399ca
 _ENDS = (*".!?;:", *"。！？；…")
 
 # %% ../../nbs/tasks/06b_token_classification.ipynb #f080100a
@@ -153,13 +154,14 @@ def _piece_counts(tokenizer, tokens):
     found = [Counter(e.word_ids) for e in encoded.encodings]
     return [list(map(count.__getitem__, range(len(words)))) for count, words in zip(found, tokens)]
 
+# %% ../../nbs/tasks/06b_token_classification.ipynb #f5576589
 def _check_pieces(counts):
     "Refuse words that a model could not see while it learns."
     problems = [(f"row {i}", "a token is empty or has no piece")
                 for i, row in enumerate(counts) if 0 in row or not row]
     if problems:
         raise DataError.from_problems(
-        problems, remedy="drop tokens of spaces and control characters, and empty sentences")
+            problems, remedy="drop tokens of spaces and control characters, and empty sentences")
 
 # %% ../../nbs/tasks/06b_token_classification.ipynb #d18376b9
 def _cut(task, tokens, counts):

@@ -11,7 +11,9 @@ LONG = re.compile(r"<factory>|<object object.*?>|<.*? at 0x[0-9a-f]+>")
 def cell(text) -> str:
     "Text that stays as it is inside a Markdown table."
     text = html.escape(str(text), quote=False).replace("|", "\\|").replace("$", "\\$")
-    return re.sub(r"\s+", " ", re.sub(r"(?<!\w)\*|\*(?!\w)", r"\\*", text))
+    pieces = re.split(r"(`[^`]*`)", text)  # a star means "times", except between backticks, where it is safe
+    pieces[::2] = [piece.replace("*", "\\*") for piece in pieces[::2]]
+    return re.sub(r"\s+", " ", "".join(pieces))
 
 
 def code(text) -> str:
@@ -41,6 +43,14 @@ def signature_text(sig: inspect.Signature) -> str:
         default = param.default if param.default is param.empty else Raw(default_text(param.default))
         shown.append(param.replace(annotation=param.empty, default=default))
     return str(sig.replace(parameters=shown, return_annotation=sig.empty))
+
+
+def method_doc(owner, name: str, func) -> str | None:
+    "Its own docstring, or a parent's in this package. What torch says of every `forward` says nothing of this one."
+    if func.__doc__:
+        return inspect.cleandoc(func.__doc__)
+    parents = [vars(c).get(name) for c in owner.__mro__[1:] if c.__module__.split(".")[0] == owner.__module__.split(".")[0]]
+    return next((inspect.cleandoc(parent.__doc__) for parent in parents if getattr(parent, "__doc__", None)), None)
 
 
 class Raw(str):
@@ -112,7 +122,7 @@ class ApiBlock(MarkdownRenderer):
         lines = []
         for name, member in vars(self.sym).items():
             func = getattr(member, "__func__", None) or getattr(member, "fget", None) or getattr(member, "func", None) or member
-            doc = inspect.getdoc(func) if callable(func) and not inspect.isclass(func) else None
+            doc = method_doc(self.sym, name, func) if callable(func) and not inspect.isclass(func) else None
             if name.startswith("_") or not doc:
                 continue
             isproperty = isinstance(member, property) or hasattr(member, "func")

@@ -45,6 +45,7 @@ html_static_path = ["static", str(root / "nbs" / "styles.css")] + ([str(vendored
 html_css_files = ["styles.css"]
 # before require.js, which would take Mermaid for one of its own modules
 html_js_files = [("mermaid/mermaid.min.js", {"priority": 90}), ("diagrams.js", {"priority": 91})] if complete else []
+html_js_files.append(("pictures.js", {"priority": 92}))
 html_favicon = "static/logo.svg"
 html_sourcelink_suffix = ""
 html_copy_source = True

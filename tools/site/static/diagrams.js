@@ -13,7 +13,7 @@
       box.classList.add("drawn");
       // on a phone a wide diagram scrolls in its own box instead of shrinking to dust
       const picture = box.firstElementChild;
-      picture.style.minWidth = Math.min(picture.viewBox.baseVal.width, 620) + "px";
+      picture.style.minWidth = Math.min(picture.viewBox.baseVal.width, 800) + "px";
     }
   }
 
