@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python tools/transfer.py nbs/foundations/transfer_runs.jsonl
 
-A killed measurement goes on where it was. Hours of one thread in all; the chapter 14b_transfer reads
+A killed measurement goes on where it was. Hours of one thread in all; chapter 14b_transfer reads
 the file. Its first line names test rows that `sftbook-zh` has read.
 """
 import argparse

@@ -39,9 +39,9 @@ def letters_key(text:str, # any text
 def review_splits(): # a DatasetDict with train (70 %), validation (10 %) and test (20 %)
     "The Chinese reviews without copies, split by clusters of near-copies."
     rows = load_corpus("zh-reviews")
-    rows = rows.select([i for i, text in enumerate(rows["text"]) if len(text) >= 4])
+    rows = rows.select([i for i, text in enumerate(rows["text"][:]) if len(text) >= 4])
     rows, _ = deduplicate(rows, key=letters_key)
-    clusters = duplicate_clusters(rows["text"], key=letters_key)
+    clusters = duplicate_clusters(rows["text"][:], key=letters_key)
     return split_rows(rows, clusters, validation_size=0.1, test_size=0.2)
 
 # %% ../../nbs/foundations/14_pretraining.ipynb #81289450
@@ -74,8 +74,8 @@ def _flat(articles):
 def pretraining_texts() -> dict[str, list[str]]: # corpus -> texts, before anything is removed
     """All Chinese text of the book that may be trained on: a newspaper, and the training parts of
     the labelled corpora, without their labels."""
-    return {"people-daily": list(load_corpus("people-daily")["text"]),
-            "zh-reviews": list(review_splits()["train"]["text"]),
+    return {"people-daily": load_corpus("people-daily")["text"][:],
+            "zh-reviews": review_splits()["train"]["text"][:],
             "msra-ner": sentences_of("train"), "zh-inews": _flat(articles_of("train"))}
 
 # %% ../../nbs/foundations/14_pretraining.ipynb #09c8b2b2
@@ -83,7 +83,7 @@ def held_out_texts() -> dict[str, list[str]]: # corpus -> validation and test te
     "What no model of the book may have seen before it is measured."
     held_out = {"zh-reviews": [], "msra-ner": [], "zh-inews": []}
     for part in ("validation", "test"):
-        held_out["zh-reviews"] += review_splits()[part]["text"]
+        held_out["zh-reviews"] += review_splits()[part]["text"][:]
         held_out["msra-ner"] += sentences_of(part)
         held_out["zh-inews"] += _flat(articles_of(part))
     return held_out
