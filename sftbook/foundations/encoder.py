@@ -53,8 +53,11 @@ def pretrain(folder:str|Path, # holds the start, the checkpoints and, at the end
 def _loss_curve(history, points):
     "Means of parts of the history: step and loss."
     parts = np.array_split(history, min(points, len(history)))
-    return [dict(step=int(part[-1]["step"]), loss=float(np.mean([h["loss"] for h in part])))
-            for part in parts]
+    curve = []
+    for part in parts:
+        losses = [h["loss"] for h in part]
+        curve.append(dict(step=int(part[-1]["step"]), loss=float(np.mean(losses))))
+    return curve
 
 # %% ../../nbs/foundations/14a_encoder.ipynb #2a9fe9d9
 def training_log(tuned:FineTuned, # from `pretrain`
@@ -85,8 +88,8 @@ pipeline_tag: fill-mask
 ---
 # sftbook-zh
 
-A small Chinese encoder: BERT architecture, {log["parameters"]/1e6:.1f} million parameters, a token \
-for each character, rows of up to 256 tokens.
+A small Chinese encoder: BERT architecture, {log["parameters"]/1e6:.1f} million parameters, a \
+token for each character, rows of up to 256 tokens.
 
     {_USE}
 """
@@ -94,20 +97,21 @@ for each character, rows of up to 256 tokens.
 # %% ../../nbs/foundations/14a_encoder.ipynb #ec25e558
 def _card(log):
     "The model card."
-    last, lines = log["evaluations"][-1], ["| corpus | texts | characters | removed |", "|---"*4 + "|"]
+    last, lines = log["evaluations"][-1], ["| corpus | texts | characters | removed |"]
+    lines.append("|---|---|---|---|")
     for a in log["corpora"]:
         lines.append(f"| {a['corpus']} | {a['kept']:,} | {a['characters']:,} | {a['leaks']:,} |")
     read = "\n".join(lines)
     return f"""{_card_head(log)}
 ## What it has read
 
-Masked language modelling, 30 % of the characters hidden, {log["tokens"]/1e6:.0f} million tokens in \
-{log["seconds"]/3600:.1f} hours on {log["hardware"]}.
+Masked language modelling, 30 % of the characters hidden, {log["tokens"]/1e6:.0f} million tokens \
+in {log["seconds"]/3600:.1f} hours on {log["hardware"]}.
 
 {read}
 
-Removed is what shares 15 letters in a row with a validation or test text of these corpora, or holds \
-one of 8 to 14 letters whole. The chapter on pre-training of sftbook proves it.
+Removed is what shares 15 letters in a row with a validation or test text of these corpora, or \
+holds one of 8 to 14 letters whole. The chapter on pre-training of sftbook proves it.
 
 ## How good it is
 
@@ -118,9 +122,9 @@ Of the characters of validation texts, 15 % hidden, it finds {last["accuracy"]:.
 
 _LIMITS = """## Limits
 
-It has read news of 1998 and of about 2018, and reviews of hotels, books and computers, ten million \
-characters in all. It knows little of the world, and it repeats the views of what it read. The texts \
-are for research; the weights are under Apache-2.0.
+It has read news of 1998 and of about 2018, and reviews of hotels, books and computers, ten \
+million characters in all. It knows little of the world, and it repeats the views of what it read. \
+The texts are for research; the weights are under Apache-2.0.
 """
 
 # %% ../../nbs/foundations/14a_encoder.ipynb #d61a71cb

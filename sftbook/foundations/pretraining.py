@@ -178,7 +178,8 @@ def character_tokenizer(texts:list[str], # to count characters in
     "BERT's tokenizer with a vocabulary of single characters; words and numbers are cut too."
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
-    normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.BertNormalizer(strip_accents=True)])
+    small_letters = normalizers.BertNormalizer(strip_accents=True)
+    normalizer = normalizers.Sequence([normalizers.NFKC(), small_letters])
     ids = {t: i for i, t in enumerate(_character_tokens(texts, normalizer, min_count))}
     backend = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=1000))
     backend.normalizer = normalizer
@@ -203,7 +204,7 @@ def following_texts(articles:list[list[str]], # from `articles_of`
 # %% ../../nbs/foundations/14_pretraining.ipynb #14b00042
 def sentence_pair(following:list[list[tuple]], # from `following_texts`
                   rng:np.random.Generator, # decides which
-                 ) -> tuple[str, str, int]: # two texts; 0: the second follows, 1: it is from elsewhere
+                 ) -> tuple[str, str, int]: # two texts; 0: the second follows, 1: it does not
     "A text with its successor or, half of the time, with one from another article."
     k = rng.integers(len(following))
     first, second = following[k][rng.integers(len(following[k]))]
@@ -238,7 +239,7 @@ def pretraining_rows(tokenizer, # from `character_tokenizer`
     features, plain = [], dict(return_attention_mask=False, return_token_type_ids=False)
     for corpus in texts.values():
         with quiet():
-            ids = tokenizer(corpus, add_special_tokens=False, truncation=False, **plain)["input_ids"]
+            ids = tokenizer(corpus, add_special_tokens=False, truncation=False, **plain).input_ids
         cuts = np.linspace(0, len(ids), len(lengths) + 1).astype(int)
         for length, start, end in zip(lengths, cuts, cuts[1:]):
             rows = pack_tokens(ids[start:end], length, tokenizer)
@@ -272,7 +273,7 @@ def _point(attention, offsets, speeds, factor):
 # %% ../../nbs/foundations/14_pretraining.ipynb #90eef6d4
 @torch.no_grad()
 def look_at_neighbours(model:nn.Module, # a blank BERT with heads of 64; changed in place
-                       offsets:tuple[int, ...]=(-1, 1, -2, 2), # where heads of each layer look first
+                       offsets:tuple[int, ...]=(-1, 1, -2, 2), # where heads of a layer look first
                        score:float=10., # attention score of the neighbour
                        size:float=0.03, # of the embeddings
                       ) -> nn.Module: # the same model
