@@ -33,8 +33,9 @@ def labelled_parts(corpus:str, # "zh-reviews" or "msra-ner"
     if corpus == "zh-reviews":
         return review_splits()
     rows, found = load_corpus(corpus), {}
+    part_of = np.array(rows["part"][:])
     for part in ("train", "validation", "test"):
-        found[part] = rows.select(np.flatnonzero(np.array(rows["part"]) == part))
+        found[part] = rows.select(np.flatnonzero(part_of == part))
     return DatasetDict(found)
 
 # %% ../../nbs/foundations/14b_transfer.ipynb #14c00011
