@@ -38,7 +38,9 @@ def naive_bayes_probabilities(model:NaiveBayes, # from `fit_naive_bayes`
                               tokens:list, # of each row
                              ) -> np.ndarray: # (rows, classes), each row adds up to 1
     "P(class | tokens) by Bayes' rule; unknown tokens are left out."
-    known = [[model.vocabulary[t] for t in row if t in model.vocabulary] for row in tokens]
-    scores = np.stack([model.log_prior + model.log_share[:, row].sum(1) for row in known])
+    scores = np.tile(model.log_prior, (len(tokens), 1))
+    for score, row in zip(scores, tokens):
+        known = [model.vocabulary[token] for token in row if token in model.vocabulary]
+        score += model.log_share[:, known].sum(1)
     shares = np.exp(scores - scores.max(1, keepdims=True))
     return shares/shares.sum(1, keepdims=True)
