@@ -17,7 +17,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.torch import save_model
 
-from sftbook import trainer
+from sftbook import plan, trainer
 from sftbook.tasks.text_classification import TextClassification
 
 checkpoint, out, *loops = sys.argv[1:]
@@ -46,7 +46,7 @@ def in_order(lengths, size, **_):
 
 def ours(**changes):
     model, config = initial_model(), trainer.TrainingConfig(**same | changes)
-    with patch.object(trainer, "length_batches", in_order):
+    with patch.object(plan, "length_batches", in_order):
         trainer.Trainer(model, task.loss, task.collate, config).fit(features)
     return model
 
