@@ -28,7 +28,7 @@ import torch
 from scipy import stats
 from train_speed import make_rows
 
-from sftbook import trainer
+from sftbook import plan, trainer
 from sftbook.core import quiet, set_seed
 from sftbook.corpora import load_corpus
 from sftbook.preprocessing.encoding import length_batches
@@ -99,7 +99,7 @@ def batches(lengths, size, *, seed, epoch, order):
 
 
 def train_ours(task, model, features, config, variant):
-    def plan(*args, **kwargs):
+    def ordered(*args, **kwargs):
         return batches(*args, **kwargs, order=variant.order)
 
     def factor(step, total, config):
@@ -109,9 +109,8 @@ def train_ours(task, model, features, config, variant):
         return (step + 1) / (warmup + 1) if step < warmup else known(step, total, config)
 
     known, changes = trainer.learning_rate_factor, {
-        "use_byte_dropout": lambda model: model, "length_batches": plan,
-        "learning_rate_factor": factor}
-    with patch.multiple(trainer, **changes):
+        "use_byte_dropout": lambda model: model, "learning_rate_factor": factor}
+    with patch.multiple(trainer, **changes), patch.object(plan, "length_batches", ordered):
         trainer.Trainer(model, task.loss, task.collate, config).fit(features)
 
 

@@ -10,6 +10,7 @@ import contextlib
 import statistics
 import tempfile
 import time
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -80,20 +81,18 @@ def with_ours(task, features, config, **_):
 @contextlib.contextmanager
 def without(name):
     "Switch one property of ours off."
-    from sftbook import trainer
-
-    saved = {n: getattr(trainer, n) for n in ("use_byte_dropout", "length_batches", "keep_freed_memory")}
+    from sftbook import plan, trainer
 
     def random_batches(lengths, size, *, seed, epoch):
         order = np.random.default_rng((seed, epoch)).permutation(len(lengths)).tolist()
         return [order[i : i + size] for i in range(0, len(order), size)]
 
-    off = {"use_byte_dropout": lambda model: model, "length_batches": random_batches, "keep_freed_memory": contextlib.nullcontext}
-    setattr(trainer, name, off[name])
-    try:
+    module, other = {
+        "use_byte_dropout": (trainer, lambda model: model),
+        "length_batches": (plan, random_batches),
+        "keep_freed_memory": (trainer, contextlib.nullcontext)}[name]
+    with patch.object(module, name, other):
         yield
-    finally:
-        setattr(trainer, name, saved[name])
 
 
 def main():
