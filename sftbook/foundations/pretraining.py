@@ -71,6 +71,7 @@ def articles_of(part:str, # "train", "validation" or "test"
 def _flat(articles):
     return [text for article in articles for text in article]
 
+@lru_cache
 def pretraining_texts() -> dict[str, list[str]]: # corpus -> texts, before anything is removed
     """All Chinese text of the book that may be trained on: a newspaper, and the training parts of
     the labelled corpora, without their labels."""
@@ -79,6 +80,7 @@ def pretraining_texts() -> dict[str, list[str]]: # corpus -> texts, before anyth
             "msra-ner": sentences_of("train"), "zh-inews": _flat(articles_of("train"))}
 
 # %% ../../nbs/foundations/14_pretraining.ipynb #09c8b2b2
+@lru_cache
 def held_out_texts() -> dict[str, list[str]]: # corpus -> validation and test texts
     "What no model of the book may have seen before it is measured."
     held_out = {"zh-reviews": [], "msra-ner": [], "zh-inews": []}
