@@ -248,7 +248,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--jobs", type=int, default=1, help="variants trained at the same time")
-    parser.add_argument("--results", type=Path, default=Path("train_accuracy.jsonl"))
+    parser.add_argument("--results", type=Path, default=Path("runs/train_accuracy.jsonl"))
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     settings = dict(rows=args.rows, epochs=args.epochs, learning_rate=args.learning_rate)
