@@ -257,6 +257,7 @@ def main():
         return work(args.worker, range(args.seeds), settings, args.results)
     names = list(dict.fromkeys([args.reference, *(args.variant or VARIANTS)]))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    args.results.parent.mkdir(parents=True, exist_ok=True)
     work_apart(names, args.jobs)
     done = finished(args.results, settings)
     show(done, names, args.reference)
