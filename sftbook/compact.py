@@ -38,7 +38,8 @@ class CompactEmbedding(nn.Embedding):
         pad = table.padding_idx
         padding = -1 if pad is None else int(self.place[pad])
         self.padding_idx = padding if padding >= 0 else None # its vector has no gradient
-        self.tokens, self.whole = tokens, [table] # in a list, it is no part of the model
+        self.tokens, self.table = tokens, [table] # in a list, it is no part of the model
+        self.register_buffer("whole", table.weight.detach()) # the same memory
         self.register_buffer("decay", torch.ones((), dtype=torch.float64))
 
     def forward(self, input_ids:torch.Tensor, # (batch, seq), ids of the whole vocabulary
@@ -60,8 +61,8 @@ def whole_table(compact:CompactEmbedding, # trained for a while
                 in_place:bool=False, # write into the table of the start, and return it
                ) -> nn.Embedding: # of all tokens, as plain training would have left it
     "Put the vectors in use to their places, and apply the decay to the others."
-    table, factor = compact.whole[0], float(compact.decay)
-    weight = table.weight.mul_(factor) if in_place else table.weight*factor
+    table, factor = compact.table[0], float(compact.decay)
+    weight = table.weight.mul_(factor) if in_place else compact.whole*factor
     weight[compact.tokens] = compact.weight
     if in_place:
         return table
@@ -90,10 +91,10 @@ def _table_of(model):
 # %% ../nbs/03h_compact.ipynb #19e4fbd8
 @contextlib.contextmanager
 def compact_word_vectors(model:nn.Module, # to be trained
-                         features:list[dict], # all rows it will be trained on
+                         features:list[dict]|None, # all rows of the training; None: not known
                         ): # yields the `CompactEmbedding`, or None where the table stays whole
     "While the block runs, `model` has the word vectors of its rows only; then all, also after errors."
-    table = _table_of(model)
+    table = None if features is None else _table_of(model)
     pad = getattr(getattr(model, "config", None), "pad_token_id", None)
     used = table and used_tokens(features, [] if pad is None else [pad])
     if not table or 2*len(used) > table.num_embeddings or int(used[-1]) >= table.num_embeddings:
