@@ -19,7 +19,7 @@ from torch import nn
 from ..autotune import autocast, fastest, kernels_restored, use_kernel
 from ..core import CheckpointError, DataError, quiet, read_json
 from ..evaluation.reports import Report
-from ..model import output_layer
+from ..model import output_layer, shorten_mean_pooling
 from ..trainer import check_best_metric, Trainer, TrainingConfig, TrainingResult
 from ..preprocessing.encoding import fingerprint, length_batches
 
@@ -138,7 +138,7 @@ def _load_saved(folder):
     if odd := sorted({*loading["missing_keys"], *loading["unexpected_keys"]}):
         raise CheckpointError(f"the weights are not those of a {kind.__name__}: {odd[0]}",
                               where=str(folder), remedy=_RESTORE)
-    return model.eval()
+    return shorten_mean_pooling(model.eval())
 
 # %% ../../nbs/tasks/06_protocol.ipynb #e80d0b71
 def _of_rows(task, answers, features):
