@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LENGTHS', 'FORMATS', 'KERNELS', 'table_key', 'nearest_length', 'Choice', 'choose', 'autocast', 'keep_freed_memory',
-           'measure_table', 'machine_name', 'speed_table', 'fastest', 'use_kernel', 'kernels_restored']
+           'measure_table', 'machine_name', 'speed_table', 'fastest', 'use_kernel', 'kernels_restored', 'table_lines']
 
 # %% ../nbs/03i_autotune.ipynb #b8bcc555
 import contextlib
@@ -250,3 +250,14 @@ def kernels_restored(model:nn.Module, # any
         yield
     finally:
         use_kernel(model, before)
+
+# %% ../nbs/03i_autotune.ipynb #cff28d46
+def table_lines(table:dict[str, float], # of `speed_table`
+               ) -> list[str]: # lines to print
+    "Milliseconds of one layer with 512 tokens: ways in rows, lengths in columns."
+    ways = list(dict.fromkeys(key.rpartition(" ")[0] for key in table))
+    lines = [f"{'milliseconds':16}" + "".join(f"{n:>8} tokens" for n in LENGTHS)]
+    for way in ways:
+        numbers = [1e3*table[f"{way} {n}"] for n in LENGTHS]
+        lines.append(f"{way:16}" + "".join(f"{ms:15.1f}" for ms in numbers))
+    return lines
