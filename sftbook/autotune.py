@@ -255,7 +255,7 @@ def kernels_restored(model:nn.Module, # any
 def table_lines(table:dict[str, float], # of `speed_table`
                ) -> list[str]: # lines to print
     "Milliseconds of one layer with 512 tokens: ways in rows, lengths in columns."
-    ways = list(dict.fromkeys(key.rpartition(" ")[0] for key in table))
+    ways = [f"{d} {k}" for d in FORMATS for k in KERNELS if table_key(d, k, LENGTHS[0]) in table]
     lines = [f"{'milliseconds':16}" + "".join(f"{n:>8} tokens" for n in LENGTHS)]
     for way in ways:
         numbers = [1e3*table[f"{way} {n}"] for n in LENGTHS]

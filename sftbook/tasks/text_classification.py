@@ -63,7 +63,8 @@ class ClassAnswers:
         return ClassPredictions(np.reshape(predictions, (-1, len(self.labels))), self.labels)
 
     def metrics(self, predictions, rows, baselines=None):
-        return classification_report(rows["label"], predictions.labels, predictions.probabilities,
+        truth, p = rows["label"][:], predictions.probabilities
+        return classification_report(truth, predictions.labels, p,
                                      label_names=self.labels, baselines=baselines)
 
 # %% ../../nbs/tasks/06a_text_classification.ipynb #0e4088a8
@@ -83,10 +84,10 @@ class TextClassification(ClassAnswers, Task):
         return load_tokenizer(self.checkpoint, self.max_length)
 
     def encode(self, rows):
-        e = encode_texts(rows["text"], self.tokenizer, self.max_length, self.long_texts)
+        e = encode_texts(rows["text"][:], self.tokenizer, self.max_length, self.long_texts)
         self.truncated = e.n_truncated
         features = [dict(input_ids=ids) for ids in e.input_ids]
-        labels = rows["label"] if "label" in rows.column_names else []
+        labels = rows["label"][:] if "label" in rows.column_names else []
         for i, feature in enumerate(features):
             row = i if e.rows is None else e.rows[i]
             if e.rows is not None:
@@ -192,7 +193,7 @@ def calibrate(task:Task, # a classification task
              ) -> float: # the temperature: above 1 where the model was too sure
     "Scale the scores so that probabilities fit how often the model is right."
     p = np.clip(predict(task, model, rows).probabilities, 1e-12, 1.)
-    temperature = fit_temperature(np.log(p), rows["label"])
+    temperature = fit_temperature(np.log(p), rows["label"][:])
     layer = output_layer(model)
     with torch.no_grad():
         layer.weight /= temperature

@@ -27,7 +27,7 @@ def _tag_names(rows, labels=None):
     names = getattr(rows.features["ner_tags"].feature, "names", labels)
     known = dict(enumerate(names or []))
     tags = []
-    for row in rows["ner_tags"]:
+    for row in rows["ner_tags"][:]:
         tags.append([known.get(tag, tag) for tag in row])
     if names is None and not all(isinstance(tag, str) for row in tags for tag in row):
         raise DataError("the tags are numbers without names", where="ner_tags",
@@ -41,7 +41,7 @@ def _check_tag_column(rows):
     if not hasattr(there, "feature"):
         what = "there is no column of tags" if there is None else "the tags are no lists"
         raise DataError(what, where="ner_tags", remedy=remedy)
-    empty = [(f"row {i}", "a tag is missing") for i, row in enumerate(rows["ner_tags"])
+    empty = [(f"row {i}", "a tag is missing") for i, row in enumerate(rows["ner_tags"][:])
              if row is None or None in row or "" in row]
     if empty:
         raise DataError.from_problems(empty, remedy=remedy)
@@ -128,7 +128,7 @@ class _TaggedRows:
         found = {tag for row in tags for tag in row}
         names = names or sorted(found, key=lambda tag: (tag != "O", tag[2:], tag))
         task = cls(list(names), **settings)
-        _check_tags(rows["tokens"], tags, task.labels)
+        _check_tags(rows["tokens"][:], tags, task.labels)
         return task
 
     def as_rows(self, inputs):
@@ -173,7 +173,7 @@ def _cut(task, tokens, counts):
 # %% ../../nbs/tasks/06b_token_classification.ipynb #0dc34182
 def _tagged_features(task, rows):
     "Of each part of each row: pieces, where words begin, and ids of the tags where there are any."
-    tokens, labelled = list(rows["tokens"]), "ner_tags" in rows.column_names
+    tokens, labelled = rows["tokens"][:], "ner_tags" in rows.column_names
     if not tokens:
         return []
     tags = _tag_names(rows, task.labels) if labelled else []
