@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_tokenizer', 'load_model', 'find_checkpoint', 'position_limit', 'check_max_length', 'count_parameters',
-           'checkpoint_pooling', 'add_mean_pooling', 'shorten_mean_pooling', 'idle_layers', 'init_classifier',
+           'checkpoint_pooling', 'add_mean_pooling', 'shorten_mean_pooling', 'mean_layers', 'init_classifier',
            'output_layer', 'head_inputs', 'freeze', 'body_layers', 'parameter_groups', 'training_flops', 'ByteDropout',
            'use_byte_dropout']
 
@@ -241,11 +241,10 @@ def _set_linear(dense, factor):
 
 # %% ../nbs/03_model.ipynb #7c7a4b25
 def _mean_forward(layer, hidden_states, attention_mask=None, *_, **__):
-    "What a BERT layer made by `_make_mean` gives, computed directly."
-    output, mean = layer.attention.output, _masked_mean(hidden_states, attention_mask)
-    scaled = output.dense.weight[0, 0]*mean
-    attended = output.LayerNorm(hidden_states + output.dropout(scaled))
-    return layer.output.LayerNorm(attended)
+    "What a layer of even attention gives for the first token: (batch, 1, hidden)."
+    attention, mean = layer.attention, _masked_mean(hidden_states, attention_mask)
+    attended = attention.output(attention.self.value(mean), hidden_states[:, :1])
+    return layer.feed_forward_chunk(attended)
 
 # %% ../nbs/03_model.ipynb #7c7a4b26
 def _masked_mean(vectors, mask):
@@ -267,39 +266,23 @@ def _mean_layer():
 # %% ../nbs/03_model.ipynb #7c7a4b29
 def shorten_mean_pooling(model:nn.Module, # any; changed in place
                         ) -> nn.Module: # the same model
-    "Compute the mean directly where the last layer of a BERT is one of `add_mean_pooling`."
+    "Compute the last layer of a BERT for CLS alone, where it is one of `add_mean_pooling`."
     if getattr(getattr(model, "config", None), "model_type", None) != "bert":
         return model
     layer = model.base_model.encoder.layer[-1]
-    if _is_mean(layer):
+    scores = layer.attention.self
+    even = not any(p.any() for part in (scores.query, scores.key) for p in part.parameters())
+    if even and not scores.dropout.p and model.base_model.pooler is not None:
         layer.__class__ = _mean_layer()
-        for idle in idle_layers(layer):
-            idle.requires_grad_(False)
+        scores.query.requires_grad_(False)
+        scores.key.requires_grad_(False)
     return model
 
-# %% ../nbs/03_model.ipynb #7c7a4b2a
-def idle_layers(module:nn.Module, # any
-               ) -> list[nn.Linear]: # those inside whose products are never computed
-    "Linear layers of means that are computed directly."
-    found = []
-    for layer in module.modules():
-        if type(layer).__name__ == "MeanPoolingLayer":
-            found += [m for m in layer.modules() if isinstance(m, nn.Linear)]
-    return found
-
 # %% ../nbs/03_model.ipynb #7c7a4b2b
-def _is_mean(layer):
-    "Whether the weights of a BERT layer are those of a mean."
-    attention = layer.attention
-    factors = {attention.self.query: 0., attention.self.key: 0., attention.self.value: 1.,
-               attention.output.dense: attention.output.dense.weight[0, 0].item()}
-    even = all(_is_multiple(dense, factor) for dense, factor in factors.items())
-    return even and not layer.output.dense.weight.any() and not layer.output.dense.bias.any()
-
-def _is_multiple(dense, factor):
-    "Whether a linear layer is a multiple of the identity, without a bias."
-    size = len(dense.weight)
-    return torch.equal(dense.weight, factor*torch.eye(size)) and not dense.bias.any()
+def mean_layers(model:nn.Module, # any
+               ) -> list[nn.Module]: # its layers that are computed for one token
+    "Layers that `shorten_mean_pooling` has changed."
+    return [m for m in model.modules() if type(m).__name__ == "MeanPoolingLayer"]
 
 # %% ../nbs/03_model.ipynb #66777220
 def init_classifier(checkpoint:str, # name in the book's registry, folder, or hub id
@@ -408,11 +391,11 @@ def training_flops(model:nn.Module, # a model of transformers
                    lengths:list[int], # tokens of each text, padding not counted
                   ) -> float: # floating-point operations of one forward and backward pass
     "What the matrix products of training need: three forward passes' worth (Kaplan et al. 2020)."
-    config, body, idle = model.config, model.base_model, idle_layers(model)
+    config, body, once = model.config, model.base_model, mean_layers(model)
     without = [m.weight for m in body.modules() if isinstance(m, nn.Embedding)]
-    without = {id(weight) for weight in without + [m.weight for m in idle]}
+    without = {id(p) for p in without + [p for layer in once for p in layer.parameters()]}
     matrices = sum(p.numel() for p in body.parameters() if p.ndim == 2 and id(p) not in without)
-    layers = config.num_hidden_layers - bool(idle)
+    layers = config.num_hidden_layers - len(once)
     n, n2 = sum(lengths), sum(length*length for length in lengths)
     return 3.*(2*matrices*n + 4*layers*config.hidden_size*n2)
 
