@@ -15,7 +15,6 @@ import math
 import sys
 import time
 from collections import deque
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -304,8 +303,7 @@ def _check_tracker(name):
         raise ConfigError(f"there is no tracker {name!r}", where="Tracker",
                           remedy=f"choose one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
     package = {"comet_ml": "comet-ml"}.get(name, name)
-    there = find_spec(name) or name in map(str, get_available_trackers())
-    if not there:
+    if name not in map(str, get_available_trackers()):
         raise ConfigError(f"{name} is not installed", where="Tracker",
                           remedy=f"pip install {package}")
 
