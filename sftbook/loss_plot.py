@@ -90,7 +90,9 @@ function render({ model, el }) {
   el.append(inside);
   const draw = () => {
     inside.replaceChildren();
-    for (const [name, points] of Object.entries(model.get("series")))
+    const first = ([name]) => name === "loss" ? 0 : 1;
+    const curves = Object.entries(model.get("series")).sort((a, b) => first(a) - first(b));
+    for (const [name, points] of curves)
       if (points.length) panel(name, points, model.get("total"), inside);
   };
   model.on("change:series", draw);
