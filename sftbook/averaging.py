@@ -20,30 +20,9 @@ def corrected_decay(decay:float, # in the long run, above 0 and below 1
     "The decay with which a moving average is a weighted mean of what was seen, from the start."
     return (decay - decay**update)/(1 - decay**update)
 
-# %% ../nbs/03g_averaging.ipynb #03600015
-class WeightAverage:
-    "A moving average of the trained weights of a model (Polyak and Juditsky 1992), in float32."
-    def __init__(self,
-                 model:nn.Module, # with the weights that it will begin with
-                 decay:float, # above 0 and below 1; about 1/(1 - decay) updates are averaged
-                 corrected:bool=True, # let the decay grow; False: as torch's AveragedModel
-                ):
-        if not 0 < decay < 1:
-            raise ConfigError(f"a decay must lie between 0 and 1, not {decay}", where="ema_decay",
-                              remedy="choose 0.9 for ten updates, 0.99 for a hundred")
-        self.decay, self.corrected, self.updates = decay, corrected, 0
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.averages = {name: p.detach().float().clone() for name, p in trained}
-
-    @torch.no_grad()
-    def update(self, model):
-        "Take in the weights of `model`, after an update of the optimizer."
-        self.updates += 1
-        plain = self.decay if self.updates > 1 else 0.
-        decay = corrected_decay(self.decay, self.updates) if self.corrected else plain
-        weights = [p.detach().float() for p in self._parameters(model)]
-        torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
-
+# %% ../nbs/03g_averaging.ipynb #03600051
+class _Averages:
+    "Tensors by name of parameter: `averages`, which hold `updates` updates."
     def _parameters(self, model):
         there = dict(model.named_parameters())
         return [there[name] for name in self.averages]
@@ -82,5 +61,28 @@ class WeightAverage:
         for name, average in self.averages.items():
             average.copy_(tensors[name])
 
-# %% ../nbs/03g_averaging.ipynb #03600016
 _UPDATES = "updates of the average" # which is no name of a parameter
+
+# %% ../nbs/03g_averaging.ipynb #03600015
+class WeightAverage(_Averages):
+    "A moving average of the trained weights of a model (Polyak and Juditsky 1992), in float32."
+    def __init__(self,
+                 model:nn.Module, # with the weights that it will begin with
+                 decay:float, # above 0 and below 1; about 1/(1 - decay) updates are averaged
+                 corrected:bool=True, # let the decay grow; False: as torch's AveragedModel
+                ):
+        if not 0 < decay < 1:
+            raise ConfigError(f"a decay must lie between 0 and 1, not {decay}", where="ema_decay",
+                              remedy="choose 0.9 for ten updates, 0.99 for a hundred")
+        self.decay, self.corrected, self.updates = decay, corrected, 0
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.averages = {name: p.detach().float().clone() for name, p in trained}
+
+    @torch.no_grad()
+    def update(self, model):
+        "Take in the weights of `model`, after an update of the optimizer."
+        self.updates += 1
+        plain = self.decay if self.updates > 1 else 0.
+        decay = corrected_decay(self.decay, self.updates) if self.corrected else plain
+        weights = [p.detach().float() for p in self._parameters(model)]
+        torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)

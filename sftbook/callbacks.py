@@ -153,8 +153,11 @@ def _csv_rows(lines):
     header = next(csv.reader(lines[:1]), ["step"])
     if header[:1] != ["step"]:
         return None
-    rows = csv.DictReader(lines[1:], header)
-    return [{k: v for k, v in row.items() if k and v not in ("", None)} for row in rows]
+    return list(map(_there, csv.DictReader(lines[1:], header)))
+
+def _there(row):
+    "The cells of a row that hold something."
+    return {name: cell for name, cell in row.items() if name and cell not in ("", None)}
 
 # %% ../nbs/03f_callbacks.ipynb #0f3f0033
 def _json_text(rows):

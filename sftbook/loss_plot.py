@@ -111,9 +111,30 @@ _STYLE = """
 .loss-plot circle { fill: currentColor; }
 """
 
+# %% ../nbs/03h_loss_plot.ipynb #03700046
+class _Curves(dict):
+    "Curves by name; names of evaluated metrics begin with `eval_`."
+    def __init__(self, most, state):
+        self.most = most
+        for done in state.history:
+            self.add("loss", done["step"], done["loss"])
+        for values in state.evaluations:
+            self.add_values(values["step"], values)
+
+    def add(self, name, step, value):
+        self.setdefault(name, _Curve(self.most)).add(step, value)
+
+    def add_values(self, step, values):
+        for name, value in values.items():
+            if name != "step":
+                self.add(f"eval_{name}", step, value)
+
+    def all(self):
+        return {name: curve.all() for name, curve in self.items()}
+
 # %% ../nbs/03h_loss_plot.ipynb #03700022
 class LossPlot(anywidget.AnyWidget, Callback):
-    "Curves of the loss and of what is measured, while the run goes on; nothing is needed to keep it."
+    "Curves of the loss and of what is measured, in a notebook, while the run goes on."
     _esm = _MAKE + _PLACES + _PANEL + _RENDER
     _css = _STYLE
     series = traitlets.Dict().tag(sync=True) # name -> [[step, value], ...]
@@ -128,37 +149,24 @@ class LossPlot(anywidget.AnyWidget, Callback):
         self.wait, self.most, self.show = 1/per_second, most, show
 
     def on_train_begin(self, state, total):
-        self.total, self.curves, self.drawn = total, {}, -math.inf
-        for done in state.history:
-            self._add("loss", done["step"], done["loss"])
-        for values in state.evaluations:
-            self._add_values(values["step"], values)
+        self.total, self.curves = total, _Curves(self.most, state)
         self._draw(at_once=True)
         if self.show or (self.show is None and "ipykernel" in sys.modules):
             from IPython.display import display
             display(self)
 
     def on_step_end(self, state, record):
-        self._add("loss", record["step"], record["loss"])
+        self.curves.add("loss", record["step"], record["loss"])
         self._draw()
 
     def on_evaluate(self, state, values):
-        self._add_values(state.step, values)
+        self.curves.add_values(state.step, values)
         self._draw()
 
     def on_train_end(self, state):
         self._draw(at_once=True)
 
-    def _add_values(self, step, values):
-        for name, value in values.items():
-            if name != "step":
-                self._add(f"eval_{name}", step, value)
-
-    def _add(self, name, step, value):
-        self.curves.setdefault(name, _Curve(self.most)).add(step, value)
-
     def _draw(self, at_once=False):
         now = time.monotonic()
         if at_once or now - self.drawn >= self.wait:
-            self.series = {name: curve.all() for name, curve in self.curves.items()}
-            self.drawn = now
+            self.series, self.drawn = self.curves.all(), now

@@ -92,8 +92,8 @@ def _dependence_problems(c):
     checks = [(c.early_stopping_patience and not c.metric_for_best_model,
                f"early_stopping_patience {needs}"),
               (plateau and not c.metric_for_best_model, f"reduce_lr_on_plateau {needs}"),
-              (strange, "lr_scheduler_kwargs may hold, for reduce_lr_on_plateau, a factor between 0 "
-                        f"and 1 and a whole patience, not {options!r}"),
+              (strange, "lr_scheduler_kwargs may hold, for reduce_lr_on_plateau, a factor between "
+                        f"0 and 1 and a whole patience, not {options!r}"),
               (isinstance(c.seed, int) and c.seed >= 2**32, "seed must be below 2**32")]
     return [what for wrong, what in checks if wrong]
 
