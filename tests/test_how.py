@@ -3,6 +3,8 @@ import contextlib
 import csv
 import json
 import math
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 from torch import nn
 
 from sftbook.averaging import WeightAverage
-from sftbook.callbacks import Callback, Callbacks, LogFile, Memory, Progress, step_record
+from sftbook.callbacks import (
+    Callback, Callbacks, LogFile, Memory, Progress, step_record, Tracker)
 from sftbook.checkpointing import TrainingState
 from sftbook.core import ConfigError
 from sftbook.folders import write_manifest
@@ -292,3 +295,72 @@ def test_what_a_callback_draws_changes_nothing():
     with contextlib.redirect_stderr(None):
         Callbacks([Gambler()]).on_evaluate(TrainingState(), {})
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_another_run_sets_the_log_aside_and_loses_nothing(tmp_path):
+    log = tmp_path / "log.csv"
+    for steps in (2, 3, 4):
+        run_steps([LogFile(log)], TrainingState(), steps)
+    kept = [len(rows_of(tmp_path / name)) for name in ("log.1.csv", "log.2.csv", "log.csv")]
+    assert kept == [2, 3, 4]
+
+
+PIPED = """
+import sys
+from sftbook.callbacks import Callbacks, Progress, step_record
+from sftbook.checkpointing import TrainingState
+watchers = Callbacks([Progress(*map(eval, sys.argv[1:]))])
+watchers.on_train_begin(TrainingState(), 3)
+for step in (1, 2, 3):
+    record = step_record(step, 0.5, 1., 1., 1e-3, seconds=0.1, rows=8, tokens=90)
+    watchers.on_step_end(TrainingState(step=step), record)
+watchers.on_train_end(TrainingState(step=3))
+"""
+
+
+@pytest.mark.parametrize("asked, drawn", [([], False), (["True"], True), (["False"], False)])
+def test_a_bar_is_quiet_where_its_output_goes_into_a_file(asked, drawn):
+    command = [sys.executable, "-c", PIPED, *asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "" and ("3/3 steps" in done.stderr) == drawn == bool(done.stderr)
+
+
+def test_a_tracker_gets_steps_and_evaluations_and_is_finished():
+    from accelerate.tracking import GeneralTracker
+
+    class Kept(GeneralTracker):
+        name, requires_logging_directory, main_process_only = "kept", False, False
+        tracker = None
+
+        def store_init_configuration(self, values):
+            self.settings = values
+
+        def log(self, values, step=None):
+            got.append((step, values))
+
+        def finish(self):
+            got.append("finished")
+
+    got = []
+    run_steps([Tracker(Kept(), settings=dict(seed=1))], TrainingState(), 2, evaluate=(2,))
+    assert [one[0] for one in got[:-1]] == [1, 2, 2] and got[-1] == "finished"
+    assert got[0][1]["train/clipped_norm"] == 1.0 and got[2][1] == {"eval/f1": 0.5}
+    with pytest.raises(ConfigError, match="choose one of"):
+        Tracker("none of them")
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_its_command(monkeypatch):
+    from accelerate import tracking
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: [])
+    with pytest.raises(ConfigError, match="pip install comet-ml"):
+        Tracker("comet_ml")
+
+
+def test_curves_of_a_long_run_stay_short_and_true():
+    from sftbook.loss_plot import LossPlot
+    plot = LossPlot(per_second=1e9, most=50, show=False)
+    run_steps([plot], TrainingState(), 1000, evaluate=(500, 1000))
+    steps, losses = zip(*plot.series["loss"])
+    assert len(steps) <= 51 and steps[-1] > 950 and losses[0] > losses[-1]
+    assert plot.series["eval_f1"] == [[500.0, 0.5], [1000.0, 0.5]]
+    plot.close()
