@@ -10,8 +10,6 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import nn
-
 from ..core import ConfigError, counted, DataError, quiet
 from ..evaluation.entities import entity_report, entity_spans
 from ..model import check_max_length, load_model, load_tokenizer
@@ -19,6 +17,7 @@ from ..schemes import _ODD_TAG, tag_scheme, to_iob2
 from ..spans import split_words, word_spans
 from ..preprocessing.encoding import pad_batch
 from .protocol import _without_row, Task
+from .text_classification import _check_loss, summed_cross_entropy
 
 # %% ../../nbs/tasks/06b_token_classification.ipynb #892d9f35
 def _tag_names(rows, labels=None):
@@ -234,8 +233,8 @@ class _WordScores:
     def loss(self, model, batch):
         scores, starts = self.infer(model, batch)
         words = starts >= 0
-        scores, tags = scores[words].float(), batch["labels"][words]
-        return nn.functional.cross_entropy(scores, tags, reduction="sum"), int(words.sum())
+        return summed_cross_entropy(scores[words], batch["labels"][words], self.class_weights,
+                                    self.label_smoothing)
 
 # %% ../../nbs/tasks/06b_token_classification.ipynb #0f2be17b
 @dataclass
@@ -244,9 +243,15 @@ class TokenClassification(_TaggedRows, _TaggedAnswers, _WordScores, Task):
     labels:list[str] # tags in the order of their ids, such as O, B-PER, I-PER
     checkpoint:str = "minilm" # what to start from
     max_length:int = 256 # pieces, special tokens included; longer sentences are read in parts
+    class_weights:list[float]|None = None # of each tag in the loss; all alike when None
+    label_smoothing:float = 0. # share of each target that is spread over all tags
     pipeline_tag = "token-classification"
     directions = dict(precision=True, recall=True, f1=True)
     reads_tokens = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_loss(self)
 
     @cached_property
     def tokenizer(self):
