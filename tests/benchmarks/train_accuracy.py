@@ -97,7 +97,8 @@ def draw_rows(seed, count, corpus="titles", book_split=False):
     "Rows to train on, and others; or the same rows for every seed."
     if book_split:
         return make_rows("titles", count)
-    order = different_rows(corpus).shuffle(seed=seed).flatten_indices()
+    with quiet():
+        order = different_rows(corpus).shuffle(seed=seed).flatten_indices()
     most = CORPORA[corpus][-1]
     end = len(order) if most is None else min(len(order), count + most)
     return order.select(range(count)), order.select(range(count, end))
