@@ -164,6 +164,7 @@ def list_checkpoints(folder:Path, # where checkpoints of a run live
     found = Path(folder).glob("step-*")
     return sorted((p for p in found if re.fullmatch(r"step-\d{8,}", p.name)), key=_step_of)
 
+# %% ../nbs/03b_checkpointing.ipynb #2cf00b6f
 def _step_of(path):
     return int(path.name.removeprefix("step-"))
 
@@ -181,6 +182,7 @@ def _remove_older(path, keep):
         if _is_ours(old):
             shutil.rmtree(old)
 
+# %% ../nbs/03b_checkpointing.ipynb #1cf00b6e
 def _is_ours(path):
     "Whether this is a folder in which everything was written by a run."
     return path.is_dir() and not path.is_symlink() and not _foreign(path)[0]
@@ -197,6 +199,7 @@ def _move_aside(path):
 _FILES = {"model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"}
 _BEST = "best.safetensors" # there, where an evaluation has chosen weights
 
+# %% ../nbs/03b_checkpointing.ipynb #6b27fe10
 def _check_whole(path):
     "Raise `CheckpointError` unless a checkpoint has its files, all as they were written."
     check_manifest(path)
@@ -207,6 +210,7 @@ def _check_whole(path):
         if (path/name).is_symlink():
             raise _damaged(path, name, "is a link to another file")
 
+# %% ../nbs/03b_checkpointing.ipynb #7b27fe11
 def _damaged(path, name, what):
     "The error of a file of a checkpoint that cannot be used."
     remedy = "move this checkpoint away to go on from the one before it, or train again"
@@ -246,6 +250,7 @@ def find_start(folder:Path, # where checkpoints of a run live
         messages.append(f"not read, as no run has written it: {', '.join(foreign)} in {path.name}")
     return path, messages
 
+# %% ../nbs/03b_checkpointing.ipynb #5ea10c77
 def _check_folder(folder):
     "Checkpoints must be able to be there."
     able = folder.is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)
