@@ -206,6 +206,8 @@ def _check_whole(path):
     listed = read_json(path/"MANIFEST.json").keys()
     if listed - {_BEST} != _FILES:
         raise _damaged(path, "MANIFEST.json", "lists other files than a checkpoint has")
+    if _BEST not in listed and os.path.lexists(path/_BEST):
+        raise _damaged(path, _BEST, "is not listed in MANIFEST.json")
     for name in sorted({*listed, "MANIFEST.json"}):
         if (path/name).is_symlink():
             raise _damaged(path, name, "is a link to another file")
@@ -318,10 +320,15 @@ def _check_moments(path, tensors, optimizer, state):
         raise _damaged(path, "optimizer.safetensors", what)
 
 # %% ../nbs/03b_checkpointing.ipynb #c09b51d7
-def _draws_of(path, process):
-    "Random states of one process: kind of device -> state."
+def _put_draws_back(path, process, device):
+    "Set the generators of this process to what they were. Raises `CheckpointError`."
     draws, mine = _read_tensors(path, "random.safetensors"), f"{process}."
-    return {name.removeprefix(mine): t for name, t in draws.items() if name.startswith(mine)}
+    states = {name.removeprefix(mine): t for name, t in draws.items() if name.startswith(mine)}
+    try:
+        _set_random_states(states, device)
+    except (KeyError, RuntimeError, TypeError) as e:
+        raise _damaged(path, "random.safetensors",
+                       f"holds no states for the generators of process {process}: {e}") from e
 
 # %% ../nbs/03b_checkpointing.ipynb #37e8d4a6
 def _fits(value, kind):
@@ -367,13 +374,9 @@ def load_checkpoint(path:Path, # a whole checkpoint
         _check_tensors(path, _BEST, best, wanted)
     moments = _read_tensors(path, "optimizer.safetensors")
     _check_moments(path, moments, optimizer, state)
-    draws = _draws_of(path, process)
+    _put_draws_back(path, process, next(model.parameters()).device)
     model.load_state_dict(tensors, strict=False) # of tied weights, one is stored
     _load_optimizer(optimizer, moments)
-    try:
-        _set_random_states(draws, next(model.parameters()).device)
-    except (KeyError, RuntimeError, TypeError) as e:
-        raise _damaged(path, "random.safetensors", f"cannot be used: {e}") from e
     return state, best
 
 # %% ../nbs/03b_checkpointing.ipynb #2486bdcb
