@@ -27,6 +27,7 @@ from .folders import _foreign, atomic_folder, check_manifest, write_manifest
 class TrainingState:
     "Everything a run needs to go on, besides tensors."
     dtype:str = "" # of the matrix products: "float32" or "bfloat16"
+    kernels:list[str] = field(default_factory=list) # of attention, by length; see `autotune`
     device:str = "cpu" # what computes: "cpu", "cuda" or "mps"
     processes:int = 1 # that share each step
     step:int = 0 # steps done

@@ -283,13 +283,10 @@ def _rate(a, b, wait, seconds):
 # %% ../nbs/00_core.ipynb #7677bbdd
 def pick_dtype(device:str="cpu", # "cpu" or "cuda"
               ): # torch.bfloat16 or torch.float32
-    "The format of fast matrix products: bfloat16 on recent GPUs and with AMX, else float32."
+    "The format to compute in where nothing was measured: bfloat16 on recent GPUs, else float32."
     import torch
-    if device == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = device == "cpu" and torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+    gpu = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if gpu else torch.float32
 
 # %% ../nbs/00_core.ipynb #469691d1
 @dataclass(frozen=True)
@@ -299,12 +296,12 @@ class Hardware:
     cores:int # that this process may use
     memory_gib:int # of the machine
     accelerator:str # name of the GPU, or "none"
-    bf16:bool # whether bfloat16 is the faster format
+    bf16:bool # whether it has instructions for bfloat16
 
     def __str__(self):
-        fast = "yes" if self.bf16 else "no"
+        known = "yes" if self.bf16 else "no"
         return (f"{self.processor}, {self.cores} cores, {self.memory_gib} GiB, "
-                f"GPU: {self.accelerator}, fast bfloat16: {fast}")
+                f"GPU: {self.accelerator}, bfloat16 in hardware: {known}")
 
 # %% ../nbs/00_core.ipynb #09ac004c
 @lru_cache
@@ -316,9 +313,11 @@ def hardware() -> Hardware: # of this machine
     known = hasattr(os, "sysconf")
     memory = os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES") if known else 0
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
-    fast = pick_dtype("cpu" if gpu == "none" else "cuda") == torch.bfloat16
+    bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    if gpu != "none":
+        bf16 = pick_dtype("cuda") == torch.bfloat16
     processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return Hardware(processor, cores, round(memory/2**30), gpu, fast)
+    return Hardware(processor, cores, round(memory/2**30), gpu, bf16)
 
 # %% ../nbs/00_core.ipynb #cf140b9e
 @dataclass

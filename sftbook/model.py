@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['load_tokenizer', 'load_model', 'find_checkpoint', 'position_limit', 'check_max_length', 'count_parameters',
-           'checkpoint_pooling', 'add_mean_pooling', 'init_classifier', 'output_layer', 'head_inputs', 'freeze',
-           'body_layers', 'parameter_groups', 'training_flops', 'ByteDropout', 'use_byte_dropout']
+           'checkpoint_pooling', 'add_mean_pooling', 'shorten_mean_pooling', 'idle_layers', 'init_classifier',
+           'output_layer', 'head_inputs', 'freeze', 'body_layers', 'parameter_groups', 'training_flops', 'ByteDropout',
+           'use_byte_dropout']
 
 # %% ../nbs/03_model.ipynb #43068ceb
 import copy
 import difflib
 import json
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -237,6 +239,68 @@ def _set_linear(dense, factor):
         dense.weight.mul_(factor)
     nn.init.zeros_(dense.bias)
 
+# %% ../nbs/03_model.ipynb #7c7a4b25
+def _mean_forward(layer, hidden_states, attention_mask=None, *_, **__):
+    "What a BERT layer made by `_make_mean` gives, computed directly."
+    output, mean = layer.attention.output, _masked_mean(hidden_states, attention_mask)
+    scaled = output.dense.weight[0, 0]*mean
+    attended = output.LayerNorm(hidden_states + output.dropout(scaled))
+    return layer.output.LayerNorm(attended)
+
+# %% ../nbs/03_model.ipynb #7c7a4b26
+def _masked_mean(vectors, mask):
+    "Mean of real tokens, (batch, 1, hidden), by the mask that transformers hands to a layer."
+    if mask is None: # all are real
+        return vectors.mean(1, keepdim=True)
+    if mask.ndim == 4: # (batch, 1, seq or 1, seq): true, or 0 and not a large negative number
+        mask = mask[:, 0, 0] if mask.dtype == torch.bool else mask[:, 0, 0] > -1
+    mask = mask.unsqueeze(-1).to(vectors.dtype)
+    return (vectors*mask).sum(1, keepdim=True)/mask.sum(1, keepdim=True)
+
+# %% ../nbs/03_model.ipynb #7c7a4b28
+@lru_cache
+def _mean_layer():
+    "A BERT layer with the short way; made when it is needed, since transformers loads slowly."
+    from transformers.models.bert.modeling_bert import BertLayer
+    return type("MeanPoolingLayer", (BertLayer,), dict(forward=_mean_forward))
+
+# %% ../nbs/03_model.ipynb #7c7a4b29
+def shorten_mean_pooling(model:nn.Module, # any; changed in place
+                        ) -> nn.Module: # the same model
+    "Compute the mean directly where the last layer of a BERT is one of `add_mean_pooling`."
+    if getattr(getattr(model, "config", None), "model_type", None) != "bert":
+        return model
+    layer = model.base_model.encoder.layer[-1]
+    if _is_mean(layer):
+        layer.__class__ = _mean_layer()
+        for idle in idle_layers(layer):
+            idle.requires_grad_(False)
+    return model
+
+# %% ../nbs/03_model.ipynb #7c7a4b2a
+def idle_layers(module:nn.Module, # any
+               ) -> list[nn.Linear]: # those inside whose products are never computed
+    "Linear layers of means that are computed directly."
+    found = []
+    for layer in module.modules():
+        if type(layer).__name__ == "MeanPoolingLayer":
+            found += [m for m in layer.modules() if isinstance(m, nn.Linear)]
+    return found
+
+# %% ../nbs/03_model.ipynb #7c7a4b2b
+def _is_mean(layer):
+    "Whether the weights of a BERT layer are those of a mean."
+    attention = layer.attention
+    factors = {attention.self.query: 0., attention.self.key: 0., attention.self.value: 1.,
+               attention.output.dense: attention.output.dense.weight[0, 0].item()}
+    even = all(_is_multiple(dense, factor) for dense, factor in factors.items())
+    return even and not layer.output.dense.weight.any() and not layer.output.dense.bias.any()
+
+def _is_multiple(dense, factor):
+    "Whether a linear layer is a multiple of the identity, without a bias."
+    size = len(dense.weight)
+    return torch.equal(dense.weight, factor*torch.eye(size)) and not dense.bias.any()
+
 # %% ../nbs/03_model.ipynb #66777220
 def init_classifier(checkpoint:str, # name in the book's registry, folder, or hub id
                     labels:list[str], # names of the classes, in the order of their ids
@@ -251,7 +315,7 @@ def init_classifier(checkpoint:str, # name in the book's registry, folder, or hu
                        **_no_attention_dropout(config))
     if model.config.pad_token_id is None: # a decoder: its head reads the last token that is real
         model.config.pad_token_id = load_tokenizer(checkpoint).pad_token_id
-    return add_mean_pooling(model) if pooling == "mean" else model
+    return shorten_mean_pooling(add_mean_pooling(model) if pooling == "mean" else model)
 
 # %% ../nbs/03_model.ipynb #b7b0add2
 def _no_attention_dropout(config):
@@ -344,11 +408,13 @@ def training_flops(model:nn.Module, # a model of transformers
                    lengths:list[int], # tokens of each text, padding not counted
                   ) -> float: # floating-point operations of one forward and backward pass
     "What the matrix products of training need: three forward passes' worth (Kaplan et al. 2020)."
-    config, body = model.config, model.base_model
-    table = {id(m.weight) for m in body.modules() if isinstance(m, nn.Embedding)}
-    matrices = sum(p.numel() for p in body.parameters() if p.ndim == 2 and id(p) not in table)
+    config, body, idle = model.config, model.base_model, idle_layers(model)
+    without = [m.weight for m in body.modules() if isinstance(m, nn.Embedding)]
+    without = {id(weight) for weight in without + [m.weight for m in idle]}
+    matrices = sum(p.numel() for p in body.parameters() if p.ndim == 2 and id(p) not in without)
+    layers = config.num_hidden_layers - bool(idle)
     n, n2 = sum(lengths), sum(length*length for length in lengths)
-    return 3.*(2*matrices*n + 4*config.num_hidden_layers*config.hidden_size*n2)
+    return 3.*(2*matrices*n + 4*layers*config.hidden_size*n2)
 
 # %% ../nbs/03_model.ipynb #56d64ff8
 class ByteDropout(nn.Module):

@@ -1,5 +1,20 @@
 "Things several tests need."
+import os
+
 import pytest
+
+
+def pytest_configure(config):
+    "Workers side by side have one thread each: two of them asking for both cores are slower."
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items):
+    "Tests of one file share what they prepare, so one worker runs them; notebooks share nothing."
+    for item in items:
+        if item.path.name != "test_notebooks.py":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sftbook import trainer
+from sftbook.autotune import Choice
 from sftbook.core import ConfigError, TrainingError
 from sftbook.preprocessing.encoding import pad_batch
 from sftbook.trainer import Trainer, TrainingConfig
@@ -154,6 +155,10 @@ def test_a_cut_checkpoint_is_skipped_and_said(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters()))
 
 
+def chosen(dtype):
+    return Choice(str(dtype).removeprefix("torch."))
+
+
 @pytest.mark.parametrize("began, elsewhere", [
     (torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
 def test_a_resumed_run_keeps_its_number_format(tmp_path, monkeypatch, began, elsewhere):
@@ -163,10 +168,10 @@ def test_a_resumed_run_keeps_its_number_format(tmp_path, monkeypatch, began, els
         seen.append(model.head(torch.zeros(1, model.head.in_features)).dtype)
         return words_loss(model, batch)
 
-    monkeypatch.setattr(trainer, "pick_dtype", lambda device: began)
+    monkeypatch.setattr(trainer, "fastest", lambda *_, **__: chosen(began))
     Trainer(Words(), loss, collate, config, checkpoints=tmp_path).fit(words_rows())
     shutil.rmtree(sorted(tmp_path.glob("step-*"))[-1])
-    monkeypatch.setattr(trainer, "pick_dtype", lambda device: elsewhere)
+    monkeypatch.setattr(trainer, "fastest", lambda *_, **__: chosen(elsewhere))
     resumed = Trainer(Words(), loss, collate, config, checkpoints=tmp_path)
     result = resumed.fit(words_rows(), resume=True)
     assert any("resumed" in m for m in result.messages)

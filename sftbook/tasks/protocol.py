@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import CheckpointError, DataError, pick_dtype, quiet, read_json
+from ..autotune import autocast, fastest, kernels_restored, use_kernel
+from ..core import CheckpointError, DataError, quiet, read_json
 from ..evaluation.reports import Report
-from ..model import output_layer
+from ..model import output_layer, shorten_mean_pooling
 from ..trainer import check_best_metric, Trainer, TrainingConfig, TrainingResult
 from ..preprocessing.encoding import fingerprint, length_batches
 
@@ -137,7 +138,7 @@ def _load_saved(folder):
     if odd := sorted({*loading["missing_keys"], *loading["unexpected_keys"]}):
         raise CheckpointError(f"the weights are not those of a {kind.__name__}: {odd[0]}",
                               where=str(folder), remedy=_RESTORE)
-    return model.eval()
+    return shorten_mean_pooling(model.eval())
 
 # %% ../../nbs/tasks/06_protocol.ipynb #e80d0b71
 def _of_rows(task, answers, features):
@@ -168,22 +169,17 @@ def infer_rows(task:Task, # says how to encode, collate and infer
     features = task.encode(rows)
     lengths = [len(f["input_ids"]) for f in features]
     device, answers = next(model.parameters()).device, [None]*len(features)
-    training = model.training
+    training, choice = model.training, fastest(model, [64], device.type, training=False)
     model.eval()
-    with torch.inference_mode(), _fast_format(device):
+    with torch.inference_mode(), kernels_restored(model), autocast(device, choice.dtype):
         for batch in length_batches(lengths, batch_size):
+            use_kernel(model, choice.kernel(lengths[batch[0]]))
             tensors = task.collate([features[i] for i in batch])
             outputs = task.infer(model, {k: v.to(device) for k, v in tensors.items()})
             for i, answer in zip(batch, read(outputs), strict=True):
                 answers[i] = answer
     model.train(training)
     return _of_rows(task, answers, features)
-
-# %% ../../nbs/tasks/06_protocol.ipynb #c5badfa8
-def _fast_format(device):
-    "A context in which matrix products use the format that is fast on this device."
-    dtype = pick_dtype(device.type)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 # %% ../../nbs/tasks/06_protocol.ipynb #5cc3d900
 def predict(task:Task, # says how to encode, infer and decode
