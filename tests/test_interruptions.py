@@ -2,7 +2,9 @@
 import json
 import os
 import pickle
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from test_trainer import Words, collate, fit, same, words_loss, words_rows
 
 from sftbook import folders
-from sftbook.core import CheckpointError, ConfigError, SftbookError, read_json, write_json
+from sftbook import trainer as trainer_module
+from sftbook.core import (CheckpointError, ConfigError, SftbookError, TrainingError, read_json,
+                          write_json)
 from sftbook.folders import write_manifest
 from sftbook.trainer import Trainer, TrainingConfig
 
@@ -35,6 +39,8 @@ import tqdm
 home = Path(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
 import test_trainer
+from sftbook import trainer
+from sftbook.core import TrainingError
 from sftbook.trainer import Trainer, TrainingConfig
 
 HOOKS = {"replace": (os, "replace"), "fsync": (os, "fsync"), "rename": (Path, "rename"),
@@ -51,7 +57,7 @@ def hooked(known, kind, seen, kill):
             os.kill(os.getpid(), signal.SIGKILL)
         value = known(*arguments, **more)
         if mine:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGTERM if kill[2] == "asked" else signal.SIGKILL)
         return value
 
     return call
@@ -96,6 +102,8 @@ def fork(name, resume, kill, rank, processes, port):
                                MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         train(name, resume, kill if kill and kill[3] == rank else None, rank)
         code = 0
+    except TrainingError as error:  # it was asked to stop
+        (home / f"{name}.stopped.{rank}").write_text(str(error))
     except BaseException:
         import traceback
         traceback.print_exc()
@@ -113,11 +121,11 @@ def run(name, processes, resume=False, kill=None):
         child, status = os.wait()
         children.remove(child)
         codes.append(os.waitstatus_to_exitcode(status))
-        if codes[-1]:
+        if codes[-1] and not (kill and kill[2] == "asked"):
             for other in children:
                 os.kill(other, signal.SIGKILL)
     wanted = [0] * processes
-    killed = kill and -signal.SIGKILL in codes
+    killed = kill and (-signal.SIGKILL in codes or kill[2] == "asked" and set(codes) == {1})
     assert codes == wanted or killed, (name, codes, (home / f"{name}.log").read_text())
     return not killed
 
@@ -138,6 +146,10 @@ for processes, runs in ((1, 7), (2, 3)):
             assert not run(name, processes, (home / name).exists(), when), when
             print(json.dumps([name, *when]), flush=True)
         run(name, processes, True)
+    if hasattr(trainer, "stop_on_sigterm"):
+        name = f"asked-{processes}"
+        assert not run(name, processes, kill=["step", 8, "asked", processes - 1])
+        run(name, processes, True)
 '''
 
 
@@ -150,11 +162,12 @@ def killed(tmp_path_factory):
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     kills = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    return {path.stem: read_json(path) for path in home.glob("*.json")}, kills
+    stopped = {path.name: path.read_text() for path in home.glob("*.stopped.*")}
+    return {path.stem: read_json(path) for path in home.glob("*.json")}, kills, stopped
 
 
 def test_twenty_kills_were_spread_over_steps_and_saves(killed):
-    _, kills = killed
+    _, kills, _ = killed
     assert len(kills) == 20 and len({name for name, *_ in kills}) == 10
     kinds = {kind for _, kind, *_ in kills}
     assert kinds == {"step", "replace", "fsync", "rename", "delete", "tensors", "weights"}
@@ -165,7 +178,7 @@ RUNS = [f"killed-1-{i}" for i in range(7)] + [f"killed-2-{i}" for i in range(3)]
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_was_killed_twice_ends_bit_for_bit_like_one_that_was_not(killed, name):
-    runs, _ = killed
+    runs, *_ = killed
     straight, resumed = runs[f"straight-{name.split('-')[1]}"], runs[name]
     assert not straight["messages"] and resumed["messages"]
     processes = int(name.split("-")[1])
@@ -173,6 +186,82 @@ def test_a_run_that_was_killed_twice_ends_bit_for_bit_like_one_that_was_not(kill
     different = [key for key in straight
                  if key not in ("messages", "seen") and straight[key] != resumed[key]]
     assert different == []
+
+
+# Signals. SIGTERM ends a run after a step and with a checkpoint, Ctrl-C at once.
+
+asks = pytest.mark.skipif(
+    not hasattr(trainer_module, "stop_on_sigterm"), reason="the trainer does not ask for it yet")
+
+
+@asks
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_to_one_process_stops_all_after_the_same_step(killed, processes):
+    runs, _, stopped = killed
+    said = [stopped[f"asked-{processes}.stopped.{rank}"] for rank in range(processes)]
+    step = int(re.search(r"after step (\d+)", said[0])[1])
+    assert step in (8, 9) and len(set(said)) == 1  # one more where it came after the exchange
+    assert f"step-{step:08d}" in said[0] and "--resume" in said[0]
+    straight, resumed = runs[f"straight-{processes}"], runs[f"asked-{processes}"]
+    assert resumed["messages"] == [f"resumed after step {step} from step-{step:08d}"]
+    assert resumed["weights"] == straight["weights"]
+
+
+def interrupted(number, after):
+    "A loss in whose call number `after` a signal comes."
+    calls = []
+
+    def loss(model, batch):
+        calls.append(1)
+        if len(calls) == after:
+            signal.raise_signal(number)
+        return words_loss(model, batch)
+
+    return loss
+
+
+@asks
+def test_sigterm_finishes_the_step_and_gives_the_handler_back(whole, tmp_path):
+    before, more = signal.getsignal(signal.SIGTERM), dict(evaluate=score, checkpoints=tmp_path)
+    with pytest.raises(TrainingError, match="asked to stop .SIGTERM. and did so after step 6"):
+        fit(USUAL, loss=interrupted(signal.SIGTERM, 6), **more)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000004", "step-00000006"]
+    assert signal.getsignal(signal.SIGTERM) is before
+    model, result = fit(USUAL, resume=True, **more)
+    assert result.messages == ["resumed after step 6 from step-00000006"] and same(model, whole[1])
+
+
+@asks
+def test_sigterm_in_the_last_step_of_an_epoch_loses_no_evaluation(whole, tmp_path):
+    more = dict(evaluate=score, checkpoints=tmp_path)
+    for last in (8, 4):  # of the second epoch, then of the third, which the resumed run begins
+        with pytest.raises(TrainingError):
+            fit(USUAL, loss=interrupted(signal.SIGTERM, last), resume=last == 4, **more)
+    model, result = fit(USUAL, resume=True, **more)
+    assert len(result.state.evaluations) == 3 and same(model, whole[1])
+
+
+@asks
+def test_sigterm_without_checkpoints_says_that_nothing_was_kept():
+    with pytest.raises(TrainingError, match="nothing was kept"):
+        fit(loss=interrupted(signal.SIGTERM, 3))
+
+
+def test_ctrl_c_stops_at_once_and_costs_the_steps_since_the_last_checkpoint(whole, tmp_path):
+    more = dict(evaluate=score, checkpoints=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(USUAL, loss=interrupted(signal.SIGINT, 7), **more)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000004"]
+    model, result = fit(USUAL, resume=True, **more)
+    assert result.messages == ["resumed after step 4 from step-00000004"] and same(model, whole[1])
+
+
+@asks
+@pytest.mark.parametrize("seconds, kept", [(1e-9, ["11", "12"]), (1e9, ["08", "12"])])
+def test_a_checkpoint_is_written_when_the_last_one_is_old(whole, tmp_path, seconds, kept):
+    config = TrainingConfig(**vars(USUAL) | dict(save_seconds=seconds))
+    model, _ = fit(config, evaluate=score, checkpoints=tmp_path)
+    assert [p.name[-2:] for p in sorted(tmp_path.iterdir())] == kept and same(model, whole[1])
 
 
 # Damage. A run of twelve steps has checkpoints 8 and 12; something happens to 12.
