@@ -8,16 +8,19 @@ __all__ = ['TrainingState', 'TrainingResult', 'BestWeights', 'random_states', 's
 
 # %% ../nbs/03b_checkpointing.ipynb #51335286
 import math
+import os
 import re
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import NoneType
+from typing import get_args, get_origin
 
 import torch
 from torch import nn
 
 from .core import CheckpointError, ConfigError, matmul_ceiling, read_json, write_json
-from .folders import atomic_folder, check_manifest, write_manifest
+from .folders import _foreign, atomic_folder, check_manifest, write_manifest
 
 # %% ../nbs/03b_checkpointing.ipynb #e2424088
 @dataclass
@@ -143,6 +146,7 @@ def save_checkpoint(folder:Path, # where checkpoints of this run live
     from safetensors.torch import save_file, save_model
     path = Path(folder)/f"step-{state.step:08d}"
     path.parent.mkdir(parents=True, exist_ok=True)
+    _move_aside(path)
     with atomic_folder(path, overwrite=True) as new:
         save_model(model, str(new/"model.safetensors"))
         save_file(_optimizer_tensors(optimizer), new/"optimizer.safetensors")
@@ -151,8 +155,7 @@ def save_checkpoint(folder:Path, # where checkpoints of this run live
             save_file(best, new/"best.safetensors")
         write_json(new/"state.json", {**asdict(state), "identity": identity or {}})
         write_manifest(new)
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    _remove_older(path, keep)
     return path
 
 # %% ../nbs/03b_checkpointing.ipynb #1feb130f
@@ -160,13 +163,61 @@ def list_checkpoints(folder:Path, # where checkpoints of a run live
                     ) -> list[Path]: # the oldest first, damaged or not
     "Find what is named as a checkpoint is."
     found = Path(folder).glob("step-*")
-    return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
+    return sorted((p for p in found if re.fullmatch(r"step-\d{8,}", p.name)), key=_step_of)
+
+# %% ../nbs/03b_checkpointing.ipynb #2cf00b6f
+def _step_of(path):
+    return int(path.name.removeprefix("step-"))
 
 # %% ../nbs/03b_checkpointing.ipynb #2b9b8b42
 def _named_by_process(draws):
     "Random states of all processes as one flat dictionary: `<process>.<kind of device>`."
     return {f"{process}.{kind}": tensor for process, states in enumerate(draws)
             for kind, tensor in states.items()}
+
+# %% ../nbs/03b_checkpointing.ipynb #4f0a2d17
+def _remove_older(path, keep):
+    "Delete the checkpoints before `path`, but for the newest `keep - 1` and what is not ours."
+    older = [p for p in list_checkpoints(path.parent) if _step_of(p) < _step_of(path)]
+    for old in older[:max(0, len(older) - keep + 1)]:
+        if _is_ours(old):
+            shutil.rmtree(old)
+
+# %% ../nbs/03b_checkpointing.ipynb #1cf00b6e
+def _is_ours(path):
+    "Whether this is a folder in which everything was written by a run."
+    return path.is_dir() and not path.is_symlink() and not _foreign(path)[0]
+
+# %% ../nbs/03b_checkpointing.ipynb #5d13c0fe
+def _move_aside(path):
+    "What stands where a checkpoint shall be, and was not written by a run, gets another name."
+    if not os.path.lexists(path) or _is_ours(path):
+        return
+    aside = (path.with_name(f"{path.name}.damaged-{i}") for i in range(1, 10**6))
+    path.rename(next(new for new in aside if not os.path.lexists(new)))
+
+# %% ../nbs/03b_checkpointing.ipynb #8e55d1c3
+_FILES = {"model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"}
+_BEST = "best.safetensors" # there, where an evaluation has chosen weights
+
+# %% ../nbs/03b_checkpointing.ipynb #6b27fe10
+def _check_whole(path):
+    "Raise `CheckpointError` unless a checkpoint has its files, all as they were written."
+    check_manifest(path)
+    listed = read_json(path/"MANIFEST.json").keys()
+    if listed - {_BEST} != _FILES:
+        raise _damaged(path, "MANIFEST.json", "lists other files than a checkpoint has")
+    if _BEST not in listed and os.path.lexists(path/_BEST):
+        raise _damaged(path, _BEST, "is not listed in MANIFEST.json")
+    for name in sorted({*listed, "MANIFEST.json"}):
+        if (path/name).is_symlink():
+            raise _damaged(path, name, "is a link to another file")
+
+# %% ../nbs/03b_checkpointing.ipynb #7b27fe11
+def _damaged(path, name, what):
+    "The error of a file of a checkpoint that cannot be used."
+    remedy = "move this checkpoint away to go on from the one before it, or train again"
+    return CheckpointError(f"{name} {what}", where=str(path), remedy=remedy)
 
 # %% ../nbs/03b_checkpointing.ipynb #c72d9b82
 def latest_checkpoint(folder:Path, # where checkpoints of a run live
@@ -175,7 +226,7 @@ def latest_checkpoint(folder:Path, # where checkpoints of a run live
     skipped = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            check_manifest(path)
+            _check_whole(path)
         except CheckpointError as e:
             skipped.append(str(e))
         else:
@@ -187,6 +238,7 @@ def find_start(folder:Path, # where checkpoints of a run live
                resume:bool, # whether to go on from one
               ) -> tuple[Path|None, list[str]]: # from which, and what a reader should know
     "Where a run begins: at a checkpoint, or anew. Raises `ConfigError`, `CheckpointError`."
+    _check_folder(Path(folder))
     if list_checkpoints(folder) and not resume:
         raise ConfigError("the folder already holds checkpoints", where=str(folder),
                           remedy="pass resume=True to go on from them, or choose another folder")
@@ -197,7 +249,18 @@ def find_start(folder:Path, # where checkpoints of a run live
     messages = [f"skipped a damaged checkpoint: {why}" for why in skipped]
     if resume and not path:
         messages.append(f"no checkpoint in {folder}: the run began anew")
+    if path and (foreign := _foreign(path)[0]):
+        messages.append(f"not read, as no run has written it: {', '.join(foreign)} in {path.name}")
     return path, messages
+
+# %% ../nbs/03b_checkpointing.ipynb #5ea10c77
+def _check_folder(folder):
+    "Checkpoints must be able to be there."
+    able = folder.is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)
+    if able or not os.path.lexists(folder):
+        return
+    what = "this folder cannot be read and written" if folder.is_dir() else "this is not a folder"
+    raise ConfigError(what, where=str(folder), remedy="choose another folder for checkpoints")
 
 # %% ../nbs/03b_checkpointing.ipynb #a69db641
 def _check_identity(saved, now, path):
@@ -215,8 +278,86 @@ def _check_identity(saved, now, path):
                       where=str(path), remedy=remedy)
 
 # %% ../nbs/03b_checkpointing.ipynb #04aaef64
-_FREE = ("save_steps", "save_total_limit", "early_stopping_patience")
+_FREE = ("save_steps", "save_seconds", "save_total_limit", "early_stopping_patience")
 _HASHES = ("rows", "lengths")
+
+# %% ../nbs/03b_checkpointing.ipynb #0c4d92ea
+def _read_tensors(path, name):
+    "The tensors of a file of a checkpoint. Raises `CheckpointError`."
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    try:
+        return load_file(path/name)
+    except (OSError, ValueError, SafetensorError) as e:
+        raise _damaged(path, name, f"cannot be read: {e}") from e
+
+# %% ../nbs/03b_checkpointing.ipynb #d2f7a01c
+def _check_tensors(path, name, found, wanted):
+    "Raise `CheckpointError` unless there is a tensor for each of `wanted`, of shape and format."
+    present = {wanted[key].data_ptr() for key in found if key in wanted} # tied weights share one
+    missing = [key for key, tensor in wanted.items()
+               if key not in found and tensor.data_ptr() not in present]
+    if odd := missing or sorted(found.keys() - wanted.keys()):
+        what = "lacks" if missing else "holds, unlike this model,"
+        raise _damaged(path, name, f"{what} {odd[0]}")
+    for key, tensor in found.items():
+        kinds = [f"{tuple(t.shape)} {t.dtype}" for t in (tensor, wanted[key])]
+        if kinds[0] != kinds[1]:
+            raise _damaged(path, name, f"has {key} of {kinds[0]}, this model of {kinds[1]}")
+
+# %% ../nbs/03b_checkpointing.ipynb #e6a03b58
+def _check_moments(path, tensors, optimizer, state):
+    "Raise `CheckpointError` unless the moments fit the weights that the optimizer trains."
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    names, bad = {}, [] if tensors or not state.history else ["moments"]
+    for key, tensor in tensors.items():
+        i, _, name = key.partition(".")
+        weight = weights[int(i)] if i.isdecimal() and int(i) < len(weights) else None
+        if weight is None or tensor.shape not in ((), weight.shape):
+            bad.append(key)
+        names.setdefault(i, set()).add(name)
+    if bad or len({frozenset(one) for one in names.values()}) > 1:
+        what = f"does not fit this model: {bad[0]}" if bad else "lacks some of the moments"
+        raise _damaged(path, "optimizer.safetensors", what)
+
+# %% ../nbs/03b_checkpointing.ipynb #c09b51d7
+def _put_draws_back(path, process, device):
+    "Set the generators of this process to what they were. Raises `CheckpointError`."
+    draws, mine = _read_tensors(path, "random.safetensors"), f"{process}."
+    states = {name.removeprefix(mine): t for name, t in draws.items() if name.startswith(mine)}
+    try:
+        _set_random_states(states, device)
+    except (KeyError, RuntimeError, TypeError) as e:
+        raise _damaged(path, "random.safetensors",
+                       f"holds no states for the generators of process {process}: {e}") from e
+
+# %% ../nbs/03b_checkpointing.ipynb #37e8d4a6
+def _fits(value, kind):
+    "Whether a value of JSON is what a field of `TrainingState` may be."
+    inner = get_args(kind) # of list[dict] and of float|None
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+    if inner:
+        return any(_fits(value, one) for one in inner)
+    if kind is int:
+        return type(value) is int and 0 <= value < 2**63
+    if kind is float:
+        return type(value) in (int, float) and -1e300 < value < 1e300
+    return kind in (str, dict, NoneType) and isinstance(value, kind)
+
+# %% ../nbs/03b_checkpointing.ipynb #f4b20e6d
+def _state_problem(saved, path):
+    "What is wrong with the numbers of a state, or None."
+    wrong = [f.name for f in fields(TrainingState) if not _fits(saved[f.name], f.type)]
+    if wrong:
+        return f"has a {wrong[0]} that cannot be: {str(saved[wrong[0]])[:40]}"
+    step, done = saved["step"], (saved["epoch"], saved["position"], len(saved["history"]))
+    if f"step-{step:08d}" != path.name:
+        return f"is that of step {step}"
+    known = saved["dtype"] in ("", "float32", "bfloat16") and saved["processes"]
+    chosen = (saved["best"] is None) != (path/_BEST).exists()
+    if max(done) > step or not known or not chosen:
+        return "contradicts itself or the other files"
 
 # %% ../nbs/03b_checkpointing.ipynb #c767f5c1
 def load_checkpoint(path:Path, # a whole checkpoint
@@ -226,23 +367,28 @@ def load_checkpoint(path:Path, # a whole checkpoint
                     process:int=0, # whose random states are put back
                    ) -> tuple[TrainingState, dict|None]: # state and best weights
     "Put a run back to where `path` was written. Raises `ConfigError`, `CheckpointError`."
-    from safetensors.torch import load_file, load_model
     state = _read_state(path, identity or {})
-    load_model(model, str(path/"model.safetensors"))
-    _load_optimizer(optimizer, load_file(path/"optimizer.safetensors"))
-    draws, mine = load_file(path/"random.safetensors"), f"{process}."
-    states = {name.removeprefix(mine): t for name, t in draws.items() if name.startswith(mine)}
-    _set_random_states(states, next(model.parameters()).device)
-    there = (path/"best.safetensors").exists()
-    return state, load_file(path/"best.safetensors") if there else None
+    wanted, tensors = model.state_dict(), _read_tensors(path, "model.safetensors")
+    _check_tensors(path, "model.safetensors", tensors, wanted)
+    best = _read_tensors(path, _BEST) if state.best is not None else None
+    if best is not None:
+        _check_tensors(path, _BEST, best, wanted)
+    moments = _read_tensors(path, "optimizer.safetensors")
+    _check_moments(path, moments, optimizer, state)
+    _put_draws_back(path, process, next(model.parameters()).device)
+    model.load_state_dict(tensors, strict=False) # of tied weights, one is stored
+    _load_optimizer(optimizer, moments)
+    return state, best
 
 # %% ../nbs/03b_checkpointing.ipynb #2486bdcb
 def _read_state(path, identity):
     "The plain numbers of a checkpoint that belongs to this run."
     saved = read_json(path/"state.json")
     known = saved.pop("identity", None) if isinstance(saved, dict) else None
-    if not isinstance(known, dict) or not saved.keys() <= asdict(TrainingState()).keys():
+    if not isinstance(known, dict) or saved.keys() != asdict(TrainingState()).keys():
         raise CheckpointError("another version of the program wrote this checkpoint",
                               where=str(path), remedy="resume with that version, or train again")
+    if what := _state_problem(saved, path):
+        raise _damaged(path, "state.json", what)
     _check_identity(known, identity, path)
     return TrainingState(**saved)

@@ -43,9 +43,12 @@ def check_manifest(folder:str|Path, # with a `MANIFEST.json`
 
 def _file_problem(file, checksum):
     "What has become of a file of the manifest; nothing where it is as it was."
-    if not file.is_file():
-        return "is missing"
-    return None if sha256(file) == checksum else "is not as it was written"
+    try:
+        if not file.is_file():
+            return "is missing"
+        return None if sha256(file) == checksum else "is not as it was written"
+    except OSError as e:
+        return f"cannot be read: {e.strerror or e}"
 
 # %% ../nbs/00g_folders.ipynb #ab6138e4
 def _foreign(folder):
