@@ -68,7 +68,7 @@ def _read_header(reader):
         raise reader.broken("this is no file of quantised weights")
     sizes = dict(zip(_SIZES, reader.numbers("7i", "sizes")))
     epsilon, block = reader.numbers("fi", "epsilon and block size")
-    if min(sizes.values()) < 1 or block != 32 or not 0 < epsilon < 1:
+    if min(sizes.values()) < 1 or block != 32 or not 1e-16 < epsilon < 0.1:
         raise reader.broken(f"impossible sizes: {sizes}, epsilon {epsilon:.1e}, block {block}")
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     if hidden % heads or hidden % 32 or sizes["intermediate_size"] % 32:
@@ -277,7 +277,8 @@ def _write_weights(folder, model):
     "Weights in float32; they must be numbers."
     from safetensors.numpy import save_file
     check_space(folder, sum(4*math.prod(shape) for _, shape, _ in model.tensors.values()))
-    tensors = {name: model.tensor(name) for name in model.tensors}
+    with np.errstate(invalid="ignore"):
+        tensors = {name: model.tensor(name) for name in model.tensors}
     odd = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
     if odd:
         raise CorpusError(f"{odd[0]} has weights that are no numbers", where=str(folder),
