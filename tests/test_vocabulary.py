@@ -148,15 +148,15 @@ def test_a_converted_file_is_what_transformers_opens(converted):
 
 
 def test_every_cut_is_noticed(read):
-    places = [*range(0, DIRECTORY_ENDS + 64, 3), *range(DIRECTORY_ENDS, len(FILE), 997), len(FILE) - 1]
-    for n in places:
+    places = [*range(0, DIRECTORY_ENDS + 64, 3), *range(DIRECTORY_ENDS, len(FILE), 997)]
+    for n in [*places, len(FILE) - 1]:
         with pytest.raises(CorpusError):
             read(FILE[:n])
 
 
 def test_no_altered_count_leads_anywhere(read):
-    "Groups of four bytes before the tensors are made huge, -1, the least number, and 0, in turn."
-    numbers = b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff", b"\0\0\0\x80", b"\0\0\0\0"
+    "Groups of four bytes before the tensors become huge, -1, the least number and 0, in turn."
+    numbers = [struct.pack("<i", n) for n in (2**31 - 1, -1, -2**31, 0)]
     places, refused = range(0, DIRECTORY_ENDS - 8, 3), 0
     tracemalloc.start()
     for i, at in enumerate(places):
