@@ -133,6 +133,7 @@ def _expected(sizes):
             found |= _named(f"l{i}.{short}", f"encoder.layer.{i}.{name}", shape)
     return found
 
+# %% ../nbs/00h_quantised.ipynb #a112a80c
 def _named(short, name, shape):
     "Weight and bias of a layer; a matrix is in blocks."
     return {f"{short}.w": (f"{name}.weight", shape, len(shape) == 2),
@@ -149,6 +150,7 @@ def _read_directory(reader):
         found[name] = reader.numbers("BIQQ", f"the entry of {name!r}")
     return found
 
+# %% ../nbs/00h_quantised.ipynb #63fee6ae
 def _check_directory(reader, found, expected):
     "Refuse a directory that is not the one that the sizes ask for."
     if odd := sorted(found.keys() ^ expected.keys()):
@@ -270,9 +272,11 @@ def _config(model):
                 initializer_range=0.02, dtype="float32")
 
 def _mean_of(hidden):
+    "What checkpoints of this family say about one vector a text."
     return dict(word_embedding_dimension=hidden, pooling_mode_mean_tokens=True,
                 pooling_mode_cls_token=False, pooling_mode_max_tokens=False)
 
+# %% ../nbs/00h_quantised.ipynb #45e46b32
 def _write_weights(folder, model):
     "Weights in float32; they must be numbers."
     from safetensors.numpy import save_file
@@ -300,14 +304,16 @@ def _write_tokenizer(folder, model):
                     model_input_names=["input_ids", "attention_mask"],
                     clean_up_tokenization_spaces=False))
 
+# %% ../nbs/00h_quantised.ipynb #cf105475
 def _readme(origin):
     "Where a checkpoint comes from and what may be done with it."
     return (f"# {origin.name}\n\n{origin.summary[:1].upper()}{origin.summary[1:]}.\n\n"
             f"- Licence: {origin.licence}\n- Paper: {origin.citation}\n"
-            f"- From: {origin.package} {origin.version} on the package index, archive with the "
-            f"sha256 {origin.sha256}\n- Changed: weights of 4 bits were written as float32 numbers "
-            f"of the same value; the tokenizer was written anew from its table. There is no "
-            f"pooler: take the mean of the token vectors.\n")
+            f"- From: {origin.package} {origin.version} on the package index, an archive with the "
+            f"sha256\n  {origin.sha256}\n"
+            f"- Changed: weights of 4 bits were written as float32 numbers of the same value;\n"
+            f"  the tokenizer was written anew from its table\n"
+            f"- There is no pooler: take the mean of the token vectors.\n")
 
 # %% ../nbs/00h_quantised.ipynb #475c7291
 PREFIXES = {"query": "query: ", "passage": "passage: "} # what E5 has seen before each text

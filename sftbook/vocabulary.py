@@ -83,6 +83,7 @@ def _vocabulary(spec):
         return {piece: i for i, (piece, _) in enumerate(vocabulary)}
     return vocabulary
 
+# %% ../nbs/03d_vocabulary.ipynb #261c80d8
 def _is_character(piece, model):
     "Whether a piece is one character or byte, with or without the mark of its tokenizer."
     byte = model.get("byte_fallback") and len(piece) == 6 and piece.startswith("<0x")
@@ -92,20 +93,19 @@ def _is_character(piece, model):
 # %% ../nbs/03d_vocabulary.ipynb #9a04396b
 def _used(tokenizer, spec, texts):
     "Ids that texts use, and what the tokenizer needs to come to them again."
+    ids = set()
     with quiet():
-        rows = [tokenizer(texts[i:i + 1000], add_special_tokens=False)["input_ids"]
-                for i in range(0, len(texts), 1000)]
-    ids, vocabulary = {i for part in rows for i in set().union(*part)}, _vocabulary(spec)
+        for i in range(0, len(texts), 1000):
+            ids.update(*tokenizer(texts[i:i + 1000], add_special_tokens=False)["input_ids"])
     if spec["model"]["type"] == "WordPiece":
-        ids |= _walked(tokenizer, spec, texts)
+        return ids | _walked(tokenizer, spec, texts)
     if spec["model"]["type"] == "Unigram":
         scores = [score for _, score in spec["model"]["vocab"]]
-        ids.add(scores.index(min(scores)))
-    if spec["model"]["type"] == "BPE":
-        for a, b in _needed_merges(spec, ids):
-            ids |= {vocabulary[a], vocabulary[b], vocabulary[a + b]}
-    return ids
+        return ids | {scores.index(min(scores))}
+    vocabulary, merges = _vocabulary(spec), _needed_merges(spec, ids)
+    return ids | {vocabulary[p] for a, b in merges for p in (a, b, a + b)}
 
+# %% ../nbs/03d_vocabulary.ipynb #b0f1da0d
 def _needed_merges(spec, ids):
     "Merges that make the tokens in `ids`, in their order."
     ranks = {tuple(pair): i for i, pair in enumerate(spec["model"]["merges"])}
@@ -124,6 +124,7 @@ def _kept(tokenizer, spec, texts, config):
         special |= set(value) if isinstance(value, list) else {value}
     return sorted(used | characters | special)
 
+# %% ../nbs/03d_vocabulary.ipynb #451a1e2f
 def _special_ids(config):
     "{name: id or ids} of the special tokens that a configuration names."
     named = {k: v for k, v in config.to_dict().items() if k.endswith("_token_id")}
@@ -132,12 +133,10 @@ def _special_ids(config):
 # %% ../nbs/03d_vocabulary.ipynb #ff0054be
 def _cut_tokenizer(spec, kept):
     "A tokenizer's parts with the kept pieces only, under their new numbers."
-    new = {old: i for i, old in enumerate(kept)}
-    spec, merges = copy.deepcopy(spec), []
+    new, spec = {old: i for i, old in enumerate(kept)}, copy.deepcopy(spec)
     model = spec["model"]
     if model["type"] == "BPE":
-        merges = _needed_merges(spec, set(kept))
-        model["merges"] = list(map(list, merges))
+        model["merges"] = list(map(list, _needed_merges(spec, set(kept))))
     if model["type"] == "Unigram":
         model["vocab"] = [model["vocab"][i] for i in kept if i < len(model["vocab"])]
         model["unk_id"] = new.get(model["unk_id"])
@@ -170,12 +169,17 @@ def _cut_model(model, kept):
             tensor[:len(kept)] = tensor[rows]
     with quiet():
         model.resize_token_embeddings(len(kept), mean_resizing=False)
-    new = {old: i for i, old in enumerate(kept)}
     for config in (model.config, getattr(model, "generation_config", None)):
-        for name, value in _special_ids(config).items() if config else ():
-            several = isinstance(value, list)
-            setattr(config, name, [new[i] for i in value] if several else new[value])
+        if config:
+            _renumber_config(config, {old: i for i, old in enumerate(kept)})
     return model
+
+# %% ../nbs/03d_vocabulary.ipynb #ad0a921f
+def _renumber_config(config, new):
+    "Change the ids of special tokens in a configuration, in place."
+    for name, value in _special_ids(config).items():
+        several = isinstance(value, list)
+        setattr(config, name, [new[i] for i in value] if several else new[value])
 
 # %% ../nbs/03d_vocabulary.ipynb #12befb9c
 def trim_vocabulary(checkpoint:str, # name in the book's registry, folder, or hub id
@@ -189,7 +193,7 @@ def trim_vocabulary(checkpoint:str, # name in the book's registry, folder, or hu
     if not texts or config.is_encoder_decoder:
         what = "there are no texts" if not texts else "encoder-decoders have two vocabularies"
         raise ConfigError(what, where=f"trim_vocabulary({checkpoint!r})",
-                          remedy="give the texts that the model will read, and an encoder or decoder")
+                          remedy="give texts that the model will read, and an encoder or decoder")
     kept = _kept(tokenizer, spec, texts, config)
     smaller = _with_parts(tokenizer, _cut_tokenizer(spec, kept))
     _check_same(checkpoint, texts, tokenizer, smaller, kept)
@@ -207,6 +211,7 @@ def _with_parts(tokenizer, spec):
     smaller._tokenizer = Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
     return smaller
 
+# %% ../nbs/03d_vocabulary.ipynb #9a83c8f6
 def _check_same(checkpoint, texts, tokenizer, smaller, kept):
     "Refuse a tokenizer that does not cut the texts as before."
     old = torch.tensor(kept)
@@ -229,6 +234,7 @@ def _save_cut(checkpoint, config, kept, folder):
     with quiet():
         model.save_pretrained(folder, state_dict=weights)
 
+# %% ../nbs/03d_vocabulary.ipynb #f3c4da14
 def _write_notes(checkpoint, before, after, folder):
     "How one vector a text is made, what was done, and what the original says of itself."
     if checkpoint_pooling(checkpoint) == "mean":
@@ -250,7 +256,7 @@ def character_level(checkpoint:str, # with a Unigram tokenizer, such as "e5-smal
     tokenizer = load_tokenizer(checkpoint)
     spec = _check_kind(checkpoint, tokenizer)
     if spec["model"]["type"] != "Unigram":
-        raise ConfigError(f"characters are cut out of Unigram tables, this is {spec['model']['type']}",
+        raise ConfigError(f"characters are cut out of Unigram, not {spec['model']['type']}",
                           where=f"tokenizer of {checkpoint}", remedy="use e5-small")
     model = load_model(auto_class, checkpoint, **config)
     kept = _kept(tokenizer, spec, [""], model.config)
@@ -264,6 +270,7 @@ def _has_spaces(character):
     "Whether a character is a letter or digit of a script with spaces between words."
     return character.isalnum() and unicodedata.east_asian_width(character) not in "WF"
 
+# %% ../nbs/03d_vocabulary.ipynb #3b224a04
 def _dropping_marks(before, characters):
     "Cut at spaces as before, then drop the marks that do not stand before one of `characters`."
     pattern = f"▁(?![{''.join(sorted(characters))}])"
