@@ -25,10 +25,11 @@ from sftbook.checkpointing import (
     save_checkpoint)
 from .core import ConfigError, TrainingError, pick_dtype, set_seed
 from .folders import remove_leftovers
-from .model import parameter_groups, training_flops, use_byte_dropout
+from .model import training_flops, use_byte_dropout
 from .plan import _Rows, plan_epoch, split_step
 from .preprocessing.encoding import fingerprint
 from .settings import TrainingConfig, check_best_metric, learning_rate_factor
+from .trained_parts import parameter_groups
 
 # %% ../nbs/04_trainer.ipynb #f03d9af7
 @torch.no_grad()
