@@ -15,7 +15,7 @@ from torch import nn
 
 from .core import CheckpointError, ConfigError, quiet, read_json, write_json
 from .folders import atomic_folder, check_manifest, write_manifest
-from .trained_parts import freeze, head_parts, weights_fingerprint
+from .trained_parts import head_parts, weights_fingerprint
 
 # %% ../nbs/03f_lora.ipynb #3f0a1c16
 def lora_targets(model:nn.Module, # of transformers
@@ -96,15 +96,15 @@ def _learnt(model):
     names = [n for n in model.state_dict(keep_vars=True) if ".lora_" in n]
     heads = tuple(f"{name}." for name in head_parts(model))
     names += [n for n, _ in model.named_parameters() if heads and n.startswith(heads)]
-    return {f"base_model.model.{n.replace('.default.', '.')}": model.get_parameter(n) for n in names}
+    plain = [f"base_model.model.{name.replace('.default.', '.')}" for name in names]
+    return {new: model.get_parameter(name) for new, name in zip(plain, names)}
 
 # %% ../nbs/03f_lora.ipynb #3f0a1c39
 def base_fingerprint(model:nn.Module, # with corrections or without
                     ) -> str: # 32 hexadecimal digits
     "A name for the weights of the body as they were before LoRA."
-    weights = {name.replace(".base_layer.", "."): p for name, p in model.base_model.named_parameters()
-               if "lora_" not in name}
-    return weights_fingerprint(weights)
+    old = {n: p for n, p in model.base_model.named_parameters() if "lora_" not in n}
+    return weights_fingerprint({n.replace(".base_layer.", "."): p for n, p in old.items()})
 
 # %% ../nbs/03f_lora.ipynb #3f0a1c41
 def save_lora(model:nn.Module, # with corrections, not merged
@@ -184,7 +184,7 @@ def _read_adapters(folder):
 def load_lora(model:nn.Module, # what the adapters were trained on; changed in place
               folder:str|Path, # of `save_lora`, or of peft
              ) -> nn.Module: # the same model with corrections, in evaluation mode
-    "Put saved adapters onto a model. Raises `CheckpointError`, and leaves the model as it was then."
+    "Put saved adapters onto a model. Raises `CheckpointError`; the model is as it was then."
     folder = Path(folder)
     tensors, settings = _read_adapters(folder), _read_settings(folder)
     _check_base(model, folder)

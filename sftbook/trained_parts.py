@@ -31,7 +31,7 @@ def body_layers(model:nn.Module, # of transformers, any architecture
 
 # %% ../nbs/03e_trained_parts.ipynb #3e0a1b09
 def layer_places(model:nn.Module, # of transformers, any architecture
-                ) -> dict[str, int]: # name of a parameter -> 0: embeddings, 1 to n: layer, n + 1: above
+                ) -> dict[str, int]: # name -> 0: embeddings; 1 to n: layers; n + 1: what is above
     "Where each parameter stands, counted from below. Raises `ConfigError`."
     places, body = {}, model.base_model
     for i, layer in enumerate(stack := body_layers(model), 1):
@@ -47,8 +47,8 @@ def head_parts(model:nn.Module, # of transformers, any architecture
     "The new parts: what lies outside the body, where the scores are not those of words."
     if model.base_model is model or model.get_output_embeddings() is not None:
         return {}
-    outside = {n: m for n, m in model.named_children() if m is not model.base_model}
-    return {n: m for n, m in outside.items() if any(True for _ in m.parameters())}
+    outside = [(n, m) for n, m in model.named_children() if m is not model.base_model]
+    return {name: part for name, part in outside if list(part.parameters())}
 
 # %% ../nbs/03e_trained_parts.ipynb #9d8a8acf
 def freeze(model:nn.Module, # changed in place
@@ -158,8 +158,10 @@ def _head_scores(model, vectors):
 def _body_vectors(model, batch, last):
     "The vector of the first token, or of the last real one, and what a pooler made: float32."
     ids, out = batch["input_ids"], model.base_model(**batch)
-    places = torch.arange(ids.shape[1], device=ids.device)
-    at = ((ids != model.config.pad_token_id)*places).argmax(-1) if last else torch.zeros_like(ids[:, 0])
+    at = torch.zeros_like(ids[:, 0])
+    if last:
+        real = ids != model.config.pad_token_id
+        at = (real*torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
     read = [out.last_hidden_state[torch.arange(len(ids), device=ids.device), at]]
     if getattr(out, "pooler_output", None) is not None:
         read.append(out.pooler_output)
@@ -193,9 +195,29 @@ def _vectors_name(model, features, dtype, last):
     "A name for the answers of a body to encoded rows."
     config = {k: v for k, v in model.config.to_dict().items() if k not in _OF_NO_MATTER}
     weights = weights_fingerprint(model.base_model.state_dict())
-    return fingerprint("body", weights, config, [f["input_ids"] for f in features], str(dtype), last)
+    ids = [f["input_ids"] for f in features]
+    return fingerprint("body", weights, config, ids, str(dtype), last)
 
 _OF_NO_MATTER = ("_name_or_path", "id2label", "label2id", "architectures")
+
+# %% ../nbs/03e_trained_parts.ipynb #3e0a1b84
+def _model_inputs(model, features, collate):
+    "A batch of what the body reads, on its device."
+    batch, device = collate(features), next(model.parameters()).device
+    return {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+
+# %% ../nbs/03e_trained_parts.ipynb #3e0a1b86
+def _ask_body(model, features, collate, last, dtype, batch_size):
+    "The vectors of encoded rows, in their order; rows of similar length are read together."
+    found, device = [None]*len(features), next(model.parameters()).device
+    half = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    for rows in length_batches([len(f["input_ids"]) for f in features], batch_size):
+        inputs = _model_inputs(model, [features[i] for i in rows], collate)
+        with half:
+            answers = _body_vectors(model, inputs, last)
+        for row, answer in zip(rows, answers.cpu().numpy()):
+            found[row] = answer
+    return np.stack(found)
 
 # %% ../nbs/03e_trained_parts.ipynb #3e0a1b61
 @torch.no_grad()
@@ -205,24 +227,14 @@ def frozen_features(model:nn.Module, # with a head that reads one vector a text
                     batch_size:int=32, # rows of one forward pass
                    ) -> np.ndarray: # (rows, 1, or 2 with a pooler, hidden), float32
     "Ask the body about each row, once and without dropout; answers are kept in the cache."
-    device, training = next(model.parameters()).device, model.training
-    dtype, lengths = pick_dtype(device.type), [len(f["input_ids"]) for f in features]
-    def ask(rows):
-        batch = collate([features[i] for i in rows])
-        return {k: batch[k].to(device) for k in ("input_ids", "attention_mask")}
-    def compute():
-        found = [None]*len(features)
-        half = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-        for rows in length_batches(lengths, batch_size):
-            with half:
-                answers = _body_vectors(model, ask(rows), last)
-            for row, answer in zip(rows, answers.cpu().numpy()):
-                found[row] = answer
-        return np.stack(found)
+    training, dtype = model.training, pick_dtype(next(model.parameters()).device.type)
     model.eval()
     try:
-        last = _reads_last(model, ask(np.argsort(lengths)[[0, -1]].tolist()))
-        return cached_array(_vectors_name(model, features, dtype, last), compute)
+        ends = sorted(features, key=lambda f: len(f["input_ids"]))[::max(1, len(features) - 1)]
+        last = _reads_last(model, _model_inputs(model, ends, collate))
+        return cached_array(
+            _vectors_name(model, features, dtype, last),
+            lambda: _ask_body(model, features, collate, last, dtype, batch_size))
     finally:
         model.train(training)
 
@@ -266,9 +278,13 @@ class OnFrozenFeatures:
         return [{**f, "vector": self.begins[name] + i} for i, f in enumerate(features)]
 
     def collate(self, features) -> dict:
-        plain = [{k: v for k, v in f.items() if k != "vector"} for f in features]
-        batch = self.task.collate([{**f, "input_ids": f["input_ids"][:1]} for f in plain])
+        batch = self.task.collate([_one_word(f) for f in features])
         return {**batch, "vectors": self.vectors[[f["vector"] for f in features]]}
+
+def _one_word(feature):
+    "Nobody reads the tokens any more, so one is enough."
+    plain = {name: value for name, value in feature.items() if name != "vector"}
+    return {**plain, "input_ids": feature["input_ids"][:1]}
 
 # %% ../nbs/03e_trained_parts.ipynb #3e0a1b74
 def head_only(task, # of one vector a text, such as a `TextClassification`

@@ -1,5 +1,5 @@
 """What is trained of a model, in every architecture at hand: places of parameters, rates, gradual
-unfreezing, heads on vectors that are computed once, LoRA. What is refused is refused for a reason."""
+unfreezing, heads on vectors that are computed once, LoRA. A test says what must not happen."""
 import copy
 import json
 import subprocess
