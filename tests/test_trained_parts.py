@@ -239,6 +239,13 @@ def test_only_the_head_is_in_a_checkpoint(own_cache):
     assert names and all(name.startswith("parts.classifier.") for name in names)
 
 
+def test_a_head_that_moves_takes_its_body_along():
+    model = tiny("Roberta")
+    HeadOnly(model).to(torch.float64)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert model(torch.tensor([ROWS[0]])).logits.dtype == torch.float64
+
+
 def test_a_body_that_changed_is_asked_again(own_cache):
     model = tiny("Bert")
     features, collate = [dict(input_ids=row) for row in ROWS], collate_for(model)
