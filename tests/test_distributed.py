@@ -81,7 +81,8 @@ from torch.distributed.fsdp import fully_shard
 home, rank = Path(sys.argv[2]), PartialState(cpu=True).process_index
 home = home / str(rank)
 home.mkdir()
-found = {"list": train_words(words_rows(50)), "file": train_words(mapped_rows(home, words_rows(50)))}
+rows = words_rows(50)
+found = {"list": train_words(rows), "file": train_words(mapped_rows(home, rows))}
 torch.manual_seed(0)
 sharded = fully_shard(Words(), mesh=init_device_mesh("cpu", (2,)))
 before = sharded.words.weight.to_local().clone()
