@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainingState', 'TrainingResult', 'BestWeights', 'random_states', 'save_checkpoint', 'list_checkpoints',
-           'latest_checkpoint', 'find_start', 'load_checkpoint']
+           'latest_checkpoint', 'find_start', 'load_checkpoint', 'load_average']
 
 # %% ../nbs/03b_checkpointing.ipynb #51335286
 import math
@@ -141,6 +141,7 @@ def save_checkpoint(folder:Path, # where checkpoints of this run live
                     best:dict|None=None, # best weights so far: name -> tensor
                     keep:int=2, # checkpoints to keep
                     draws:list[dict]|None=None, # random states of every process; of this when None
+                    average:dict|None=None, # moving average of the weights: name -> tensor
                    ) -> Path: # the new checkpoint, `step-00000123`
     "Write a checkpoint, whole or not at all, then delete the oldest beyond `keep`."
     from safetensors.torch import save_file, save_model
@@ -151,8 +152,9 @@ def save_checkpoint(folder:Path, # where checkpoints of this run live
         save_model(model, str(new/"model.safetensors"))
         save_file(_optimizer_tensors(optimizer), new/"optimizer.safetensors")
         save_file(_named_by_process(draws or [random_states()]), new/"random.safetensors")
-        if best:
-            save_file(best, new/"best.safetensors")
+        for name, tensors in ((_BEST, best), (_AVERAGE, average)):
+            if tensors:
+                save_file(tensors, new/name)
         write_json(new/"state.json", {**asdict(state), "identity": identity or {}})
         write_manifest(new)
     _remove_older(path, keep)
@@ -199,16 +201,18 @@ def _move_aside(path):
 # %% ../nbs/03b_checkpointing.ipynb #8e55d1c3
 _FILES = {"model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"}
 _BEST = "best.safetensors" # there, where an evaluation has chosen weights
+_AVERAGE = "average.safetensors" # there, where the run keeps a moving average
 
 # %% ../nbs/03b_checkpointing.ipynb #6b27fe10
 def _check_whole(path):
     "Raise `CheckpointError` unless a checkpoint has its files, all as they were written."
     check_manifest(path)
     listed = read_json(path/"MANIFEST.json").keys()
-    if listed - {_BEST} != _FILES:
+    if listed - {_BEST, _AVERAGE} != _FILES:
         raise _damaged(path, "MANIFEST.json", "lists other files than a checkpoint has")
-    if _BEST not in listed and os.path.lexists(path/_BEST):
-        raise _damaged(path, _BEST, "is not listed in MANIFEST.json")
+    for name in {_BEST, _AVERAGE} - listed:
+        if os.path.lexists(path/name):
+            raise _damaged(path, name, "is not listed in MANIFEST.json")
     for name in sorted({*listed, "MANIFEST.json"}):
         if (path/name).is_symlink():
             raise _damaged(path, name, "is a link to another file")
@@ -379,6 +383,12 @@ def load_checkpoint(path:Path, # a whole checkpoint
     model.load_state_dict(tensors, strict=False) # of tied weights, one is stored
     _load_optimizer(optimizer, moments)
     return state, best
+
+# %% ../nbs/03b_checkpointing.ipynb #c0de0301
+def load_average(path:Path, # a whole checkpoint of a run that keeps a moving average
+                ) -> dict[str, torch.Tensor]: # as it was handed to `save_checkpoint`
+    "The moving average of the weights in a checkpoint. Raises `CheckpointError`."
+    return _read_tensors(path, _AVERAGE)
 
 # %% ../nbs/03b_checkpointing.ipynb #2486bdcb
 def _read_state(path, identity):

@@ -93,7 +93,7 @@ def _table_of(model):
 def compact_word_vectors(model:nn.Module, # to be trained
                          features:list[dict]|None, # all rows of the training; None: not known
                         ): # yields the `CompactEmbedding`, or None where the table stays whole
-    "While the block runs, `model` has the word vectors of its rows only; then all, also after errors."
+    "While the block runs, `model` has the word vectors of its rows only; afterwards all again."
     table = None if features is None else _table_of(model)
     pad = getattr(getattr(model, "config", None), "pad_token_id", None)
     used = table and used_tokens(features, [] if pad is None else [pad])
@@ -132,7 +132,9 @@ def whole_word_vectors(model:nn.Module, # in training
 def note_decay(compact:CompactEmbedding, # part of the model
                optimizer:torch.optim.Optimizer, # an AdamW that has just made a step
               ) -> None:
-    "Note what AdamW's decay does to the words that are not in use."
+    "Note what AdamW's decay does to the words that are not in use; gradients are still there."
+    if compact.weight.grad is None: # it is frozen for a while
+        return
     for group in optimizer.param_groups:
         if any(p is compact.weight for p in group["params"]):
             compact.decay.mul_(1 - group["lr"]*group["weight_decay"])

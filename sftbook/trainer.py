@@ -18,29 +18,33 @@ import torch
 from torch import nn
 
 # %% ../nbs/04_trainer.ipynb #e61f78d3
-from .autotune import (
-    Choice, autocast, fastest, keep_freed_memory, kernels_restored, use_kernel)
-from sftbook.checkpointing import (
-    BestWeights, TrainingResult, TrainingState, find_start, load_checkpoint, random_states,
-    save_checkpoint)
-from .compact import compact_word_vectors, note_decay, whole_word_vectors
+from .autotune import LENGTHS, Choice, autocast, fastest, use_kernel
+from .averaging import WeightAverage
+from .borrowing import faster, own_accelerator
+from .callbacks import Callbacks, Progress, step_record
+from .checkpointing import (
+    BestWeights, TrainingResult, TrainingState, find_start, load_average, load_checkpoint,
+    random_states, save_checkpoint)
+from .compact import note_decay, whole_word_vectors
 from .core import ConfigError, TrainingError, set_seed
 from .folders import remove_leftovers
-from .model import training_flops, use_byte_dropout
+from .model import training_flops
 from .plan import _Rows, plan_epoch, split_step
 from .preprocessing.encoding import fingerprint
 from .settings import TrainingConfig, check_best_metric, learning_rate_factor
-from .trained_parts import parameter_groups
+from .stopping import SaveClock, stop_on_sigterm, stopped
+from .trained_parts import GradualUnfreezing, parameter_groups
 
 # %% ../nbs/04_trainer.ipynb #f03d9af7
 @torch.no_grad()
 def scale_gradients(parameters:list[nn.Parameter], # with gradients of a summed loss
                     targets:float, # the number to divide by
                     max_grad_norm:float, # longest gradient allowed after the division
+                    norm:float|None=None, # of the sum, where it is known already
                    ) -> float: # norm after the division and before clipping
     "Divide gradients by the number of targets and clip their global norm, in one pass over memory."
     grads = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads).item()/targets
+    norm = (nn.utils.get_total_norm(grads).item() if norm is None else norm)/targets
     torch._foreach_mul_(grads, min(1., max_grad_norm/(norm + 1e-6))/targets)
     return norm
 
@@ -48,45 +52,57 @@ def scale_gradients(parameters:list[nn.Parameter], # with gradients of a summed 
 class _Step:
     "One update of the weights: forward and backward passes, division, clipping, the optimizer."
     def __init__(self, run, choice):
-        self.accelerator, self.model, self.optimizer = run.accelerator, run.wrapped, run.optimizer
-        self.loss, self.collate = run.trainer.loss, run.trainer.collate
-        self.max_grad_norm, self.compact = run.config.max_grad_norm, run.compact
+        self.run, self.model, self.optimizer = run, run.wrapped, run.optimizer
+        self.accelerator, self.max_grad_norm = run.accelerator, run.config.max_grad_norm
         self.dtype, self.kernel = choice.dtype, choice.kernel
-        self.inner = run.model # what `model` is around, with several processes
         self.parameters = [p for p in run.model.parameters() if p.requires_grad]
+        self.stop = self.save = False # whether a process was asked to stop, a checkpoint is due
 
     def __call__(self, parts, fetch, factor):
         "`parts`: rows of each pass; `fetch(row)`: features; `factor`: of the peak learning rate."
         passes = [self.backward(rows, fetch, i == len(parts) - 1) for i, rows in enumerate(parts)]
-        sums = self.accelerator.reduce(torch.stack(passes).sum(0), "sum").tolist()
-        loss, targets, broken = sums # of all passes of all processes
+        loss, targets, broken, self.stop, self.save, norm = self.read(torch.stack(passes).sum(0))
         if broken:
             _fail(self, [part for part, p in zip(parts, passes) if p[2]], "loss")
         if not targets: # nothing to learn from, and nothing to divide by
             return self.optimizer.zero_grad()
         share = targets/self.accelerator.num_processes # gradients are means over processes
-        norm = scale_gradients(self.parameters, share, self.max_grad_norm)
+        norm = scale_gradients(self.parameters, share, self.max_grad_norm, norm)
         if not math.isfinite(norm):
             _fail(self, parts, "gradient")
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"]*factor
-        self.optimizer.step()
-        if self.compact: # word vectors that no row has
-            note_decay(self.compact, self.optimizer)
-        self.optimizer.zero_grad()
+        self.update(factor)
         return dict(loss=loss/targets, grad_norm=norm)
 
     def backward(self, rows, fetch, last):
         "Gradients of one pass; its loss, its targets, and 1 where the loss is not finite."
         device, features = self.accelerator.device, [fetch(row) for row in rows]
-        use_kernel(self.inner, self.kernel(max(len(f["input_ids"]) for f in features)))
-        batch = {name: tensor.to(device) for name, tensor in self.collate(features).items()}
+        use_kernel(self.run.model, self.kernel(max(len(f["input_ids"]) for f in features)))
+        trainer = self.run.trainer
+        batch = {name: tensor.to(device) for name, tensor in trainer.collate(features).items()}
         # processes exchange gradients once a step, in its last pass
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
             with autocast(device, self.dtype):
-                loss, targets = self.loss(self.model, batch)
+                loss, targets = trainer.loss(self.model, batch)
             self.accelerator.backward(loss)
         return _numbers(loss.detach(), targets, device)
+
+    def read(self, sums):
+        "Sums over processes, whether to stop and to save, and the norm: one wait for the device."
+        wishes = sums.new_tensor([self.run.request.asked, self.run.clock.due()])
+        sums = self.accelerator.reduce(torch.cat([sums, wishes]), "sum")
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads).to(sums)
+        return torch.cat([sums, norm.view(1)]).tolist()
+
+    def update(self, factor):
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"]*factor
+        self.optimizer.step()
+        if self.run.compact: # word vectors that no row has
+            note_decay(self.run.compact, self.optimizer)
+        if self.run.average:
+            self.run.average.update(self.run.model)
+        self.optimizer.zero_grad()
 
 # %% ../nbs/04_trainer.ipynb #b8949fa8
 def _numbers(loss, targets, device):
@@ -106,27 +122,6 @@ def _fail(step, parts, what):
         f"the {what} is not a finite number; the weights are as they were before this step",
         where=f"training rows {some} (the first is 0)",
         remedy="look at these rows for broken input; if they are fine, lower learning_rate")
-
-# %% ../nbs/04_trainer.ipynb #86d5cbfd
-@contextlib.contextmanager
-def _own_accelerator():
-    "An `Accelerator` that no earlier trainer and no environment variable has set up."
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState
-    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
-    shared = AcceleratorState._shared_state, GradientState._shared_state
-    before = [dict(settings) for settings in shared]
-    for settings in shared:
-        settings.clear()
-    once = GradientAccumulationPlugin(num_steps=1)
-    lean = DistributedDataParallelKwargs(broadcast_buffers=False) # equal everywhere anyway
-    try:
-        yield Accelerator(mixed_precision="no", gradient_accumulation_plugin=once,
-                          kwargs_handlers=[lean])
-    finally:
-        for settings, values in zip(shared, before):
-            settings.clear()
-            settings.update(values)
 
 # %% ../nbs/04_trainer.ipynb #41a781d1
 class _Checkpoints:
@@ -153,10 +148,12 @@ class _Checkpoints:
         try:
             if self.accelerator.is_main_process:
                 save_checkpoint(self.folder, run.model, run.optimizer, run.state, self.identity,
-                                run.best.weights, self.keep, draws)
+                                run.best.weights, self.keep, draws,
+                                run.average and run.average.tensors())
         except OSError as e:
             self.messages.append(f"no checkpoint after step {run.state.step}: {e}")
         self.accelerator.wait_for_everyone()
+        run.clock.restart()
 
 # %% ../nbs/04_trainer.ipynb #70a55b53
 def _refuse_resume():
@@ -167,7 +164,7 @@ def _refuse_resume():
 def _optimizer(model, config):
     "AdamW; `initial_lr` of each group keeps its peak."
     groups = parameter_groups(model, config.learning_rate, config.weight_decay,
-                              config.head_learning_rate)
+                              config.head_learning_rate, config.layer_decay or 1.)
     if not groups:
         raise ConfigError("no weight of this model may be trained", where=type(model).__name__,
                           remedy="set requires_grad for some")
@@ -179,64 +176,64 @@ def _choice(model, config, lengths, device):
     from accelerate.utils import broadcast_object_list
     named = {True: "bfloat16", False: "float32"}
     choice = fastest(model, lengths, device.type, dtype=named.get(config.bf16))
+    if config.attn_implementation:
+        choice = Choice(choice.dtype, (config.attn_implementation,)*len(LENGTHS))
     return broadcast_object_list([choice])[0]
-
-# %% ../nbs/04_trainer.ipynb #e01127f1
-class _Progress:
-    "A bar with loss, rows a second and the time left; silent when not wanted."
-    def __init__(self, total, done, show):
-        from tqdm import tqdm
-        said = "{desc}{percentage:3.0f}% |{bar:24}| {n}/{total} steps{postfix}, {remaining} left"
-        self.bar = tqdm(total=total, initial=done, disable=not show, unit="step", bar_format=said)
-        self.start, self.rows = time.perf_counter(), 0
-
-    def update(self, state, rows):
-        self.rows += rows
-        recent = [h["loss"] for h in state.history[-20:]]
-        speed = self.rows/(time.perf_counter() - self.start)
-        self.bar.set_description_str(f"epoch {state.epoch + 1} ", refresh=False)
-        self.bar.postfix = f"loss {sum(recent)/max(1, len(recent)):.3f}, {speed:.1f} rows/s"
-        self.bar.update()
-
-    def close(self):
-        self.bar.close()
 
 # %% ../nbs/04_trainer.ipynb #ffedcd8e
 class _Run:
     "One call of `Trainer.fit`: what it works with, and where it is."
-    def __init__(self, trainer, features, accelerator, compact, identity):
+    def __init__(self, trainer, features, accelerator, compact, request):
         self.trainer, self.config, self.accelerator = trainer, trainer.config, accelerator
-        self.compact = compact # word vectors of these rows, where the others can wait
-        processes, device = accelerator.num_processes, accelerator.device
-        _check_features(features, processes)
+        self.compact, self.request = compact, request # word vectors in use; whether to stop
+        _check_features(features, accelerator.num_processes)
         set_seed(self.config.seed + accelerator.process_index)
-        self.rows = _Rows(features, trainer, processes)
-        self.model = trainer.model.to(device)
+        self.rows = _Rows(features, trainer, accelerator.num_processes)
+        self.model = trainer.model.to(accelerator.device)
         self.wrapped = accelerator.prepare_model(self.model)
         self.optimizer = _optimizer(self.model, self.config)
+        decay, epochs = self.config.ema_decay, self.config.num_train_epochs
+        self.average = decay and WeightAverage(self.model, decay)
+        self.freeing = self.config.gradual_unfreezing and _free_gradually(self.model, epochs)
         self.best = BestWeights(self.config.metric_for_best_model, trainer.more_is_better)
-        self.state = TrainingState(device=device.type, processes=processes)
-        choice = _choice(self.model, self.config, self.rows.lengths, device)
-        self.state.dtype, self.state.kernels = choice.dtype, list(choice.kernels)
-        data = dict(lengths=fingerprint(self.rows.lengths), processes=processes) | (identity or {})
-        self.checkpoints = _Checkpoints(trainer, asdict(self.config) | data, accelerator)
+        watching = [Progress()]*trainer.progress + trainer.callbacks
+        self.callbacks = Callbacks(watching if accelerator.is_main_process else [])
+        self.clock = SaveClock(self.config.save_seconds, accelerator.is_main_process)
 
-    def begin(self, resume):
-        "Go on from a checkpoint, where there is one; with the format and kernels it was begun with."
+    def begin(self, resume, identity):
+        "At the beginning, or at a checkpoint, with the format and kernels it was begun with."
+        config, processes = self.config, self.accelerator.num_processes
+        choice = _choice(self.model, config, self.rows.lengths, self.accelerator.device)
+        self.state = TrainingState(choice.dtype, list(choice.kernels),
+                                   self.accelerator.device.type, processes)
+        data = dict(lengths=fingerprint(self.rows.lengths), processes=processes)
+        self.checkpoints = _Checkpoints(self.trainer, asdict(config) | data | (identity or {}),
+                                        self.accelerator)
         if path := self.checkpoints.find(resume):
-            self.state, self.best.weights = load_checkpoint(
-                path, self.model, self.optimizer, self.checkpoints.identity,
-                self.accelerator.process_index)
-            said = f"resumed after step {self.state.step} from {path.name}"
-            self.checkpoints.messages.append(said)
-        self.step = _Step(self, Choice(self.state.dtype, tuple(self.state.kernels)))
-        show = self.trainer.progress and self.accelerator.is_main_process
-        self.bar = _Progress(self.rows.total, self.state.step, show)
+            self.go_on(path)
+        choice = Choice(self.state.dtype, tuple(self.state.kernels))
+        self.step = _Step(self, choice)
+        self.callbacks.on_train_begin(self.state, self.rows.total)
+
+    def go_on(self, path):
+        "Take everything from a checkpoint."
+        self.state, self.best.weights = load_checkpoint(
+            path, self.model, self.optimizer, self.checkpoints.identity,
+            self.accelerator.process_index)
+        if self.average:
+            self.average.load(load_average(path))
+        said = f"resumed after step {self.state.step} from {path.name}"
+        self.checkpoints.messages.append(said)
 
     def finished(self):
         patience = self.config.early_stopping_patience
         waited = patience is not None and self.state.since_best >= patience
         return waited or self.state.epoch >= self.config.num_train_epochs
+
+# %% ../nbs/04_trainer.ipynb #c0de0401
+def _free_gradually(model, epochs):
+    "Upper layers first: everything learns in the second half of the epochs."
+    return GradualUnfreezing(model, max(1, epochs//2))
 
 # %% ../nbs/04_trainer.ipynb #d9673fb1
 def _check_features(features, processes):
@@ -255,62 +252,95 @@ def _check_features(features, processes):
 # %% ../nbs/04_trainer.ipynb #6a225a34
 def _epoch(run):
     "All steps of an epoch that are left, the measurement, and a checkpoint."
-    state, steps, every = run.state, run.rows.steps(run.state.epoch), run.config.save_steps
+    state, steps = run.state, run.rows.steps(run.state.epoch)
+    if run.freeing:
+        run.freeing.begin(state.epoch)
     run.wrapped.train() # measuring has switched dropout off
     for rows in steps[state.position:]: # a resumed run begins in the middle
+        if _between(run): # the measurements have stopped getting better
+            return
         _update(run, rows)
-        due = every and state.step % every == 0
-        if due and state.position < len(steps): # the end of the epoch writes one anyway
-            run.checkpoints.save(run)
-    _measure(run)
+    every, last = run.config.eval_steps, state.epoch + 1 == run.config.num_train_epochs
+    if not every or last or state.step % every == 0:
+        _measure(run)
     state.epoch, state.position = state.epoch + 1, 0
     run.checkpoints.save(run)
+    if run.step.stop and not run.finished():
+        raise stopped(state, run.checkpoints.folder)
+
+# %% ../nbs/04_trainer.ipynb #c0de0403
+def _between(run):
+    "What is due in the middle of an epoch. Whether the run is finished."
+    state, config, step = run.state, run.config, run.step
+    if not state.position: # the end of the epoch before has seen to all this
+        return False
+    def every(steps):
+        return bool(steps) and state.step % steps == 0
+    measured = [e["step"] for e in state.evaluations[-1:]] == [state.step]
+    if every(config.eval_steps) and not measured:
+        _measure(run)
+        run.wrapped.train()
+    if every(config.save_steps) or run.finished() or step.save or step.stop:
+        run.checkpoints.save(run)
+    if step.stop:
+        raise stopped(state, run.checkpoints.folder)
+    return run.finished()
 
 # %% ../nbs/04_trainer.ipynb #d887e18f
 def _update(run, rows):
-    "Do one step, and count what it cost."
+    "Do one step, count what it cost, and tell who watches."
     state, config, start = run.state, run.config, time.perf_counter()
-    factor = learning_rate_factor(state.step, run.rows.total, config)
+    values = [e[run.best.name] for e in state.evaluations] if run.best.name else []
+    factor = learning_rate_factor(state.step, run.rows.total, config, values, run.best.more)
     parts = split_step(rows, config.per_device_train_batch_size,
                        run.accelerator.process_index, run.accelerator.num_processes)
     done = run.step(parts, run.rows.fetch(state.epoch), factor)
     state.step, state.position = state.step + 1, state.position + 1
+    rate = config.learning_rate*factor
     if done:
-        rate = config.learning_rate*factor
         state.history.append(dict(step=state.step, **done, learning_rate=rate))
     else: # no row of this step had a target
         state.untaught += rows
-    _count(run, rows, time.perf_counter() - start)
+    cost = _count(run, rows, time.perf_counter() - start)
+    loss, norm = (done["loss"], done["grad_norm"]) if done else (None, None)
+    record = step_record(state.step, loss, norm, config.max_grad_norm, rate, **cost)
+    run.callbacks.on_step_end(state, record)
 
 # %% ../nbs/04_trainer.ipynb #e4185d1f
 def _count(run, rows, seconds):
+    "Add what a step cost to the state; the cost."
     state, lengths = run.state, [run.rows.lengths[row] for row in rows]
     state.seconds, state.rows = state.seconds + seconds, state.rows + len(rows)
     state.tokens += sum(lengths)
     if hasattr(run.model, "config"): # a model of transformers
         state.flops += training_flops(run.model, lengths)
-    run.bar.update(state, len(rows))
+    return dict(seconds=seconds, rows=len(rows), tokens=sum(lengths))
 
 # %% ../nbs/04_trainer.ipynb #4233ee31
 def _measure(run):
-    "Evaluate after an epoch, and remember the best weights."
+    "Evaluate, and remember the best weights."
     if not run.trainer.evaluate:
         return
+    average = run.average.swap(run.model) if run.average else contextlib.nullcontext()
     try:
-        with torch.random.fork_rng(), whole_word_vectors(run.model, run.compact):
-            values = run.trainer.evaluate(run.model)
-        values = {name: float(value) for name, value in values.items()}
-        run.best.update(run.state, values, run.model)
+        with torch.random.fork_rng(), average:
+            with whole_word_vectors(run.model, run.compact):
+                values = run.trainer.evaluate(run.model)
+            values = {name: float(value) for name, value in values.items()}
+            run.best.update(run.state, values, run.model)
     except BaseException: # somebody may also press Ctrl-C here
         run.checkpoints.save(run)
         raise
     run.state.evaluations.append({"step": run.state.step, **values})
+    run.callbacks.on_evaluate(run.state, values)
 
 # %% ../nbs/04_trainer.ipynb #8de45520
 def _end(run):
     "Put the best weights back, and say what has to be said."
     if run.best.weights:
         run.model.load_state_dict(run.best.weights)
+    elif run.average:
+        run.average.copy_to(run.model)
     run.model.eval()
     untaught, messages = sorted({*run.state.untaught}), run.checkpoints.messages
     if untaught:
@@ -318,7 +348,7 @@ def _end(run):
         messages.append(f"steps without a target made no update: training rows {some}")
     if run.best.name and run.state.best is None:
         messages.append(f"{run.best.name} was never a number: the weights are those of the end")
-    return TrainingResult(run.state, messages)
+    return TrainingResult(run.state, messages + run.callbacks.messages)
 
 # %% ../nbs/04_trainer.ipynb #4dfa7ee4
 class Trainer:
@@ -333,12 +363,13 @@ class Trainer:
                  directions:dict[str, bool]|None=None, # of those numbers: whether more is better
                  augment:Callable|None=None, # (features, generator) -> features, each epoch anew
                  checkpoints:str|Path|None=None, # folder for them; none are written when None
-                 progress:bool=False, # show a progress bar on the terminal
+                 progress:bool=False, # show a progress bar
+                 callbacks:list=(), # `Callback` objects that watch
                 ):
         self.more_is_better = check_best_metric(config, directions, evaluate is not None)
         self.model, self.config = model, config
         self.loss, self.collate, self.evaluate = loss, collate, evaluate
-        self.augment, self.progress = augment, progress
+        self.augment, self.progress, self.callbacks = augment, progress, list(callbacks)
         self.checkpoints = Path(checkpoints) if checkpoints else None
 
     def fit(self,
@@ -348,36 +379,17 @@ class Trainer:
             identity:dict[str, Any]|None=None, # what else the run depends on; a resume names it
            ) -> TrainingResult: # what happened; the model is trained in place
         "Train. Raises `TrainingError` for a broken step, `ConfigError`, `CheckpointError`."
-        with (_own_accelerator() as accelerator,
-              _faster(self, features, accelerator.device) as compact):
-            run = _Run(self, features, accelerator, compact, identity)
-            run.begin(resume)
-            with contextlib.closing(run.bar):
+        rows = None if self.augment or self.config.ema_decay else features
+        with (own_accelerator(self.config.gradual_unfreezing) as accelerator,
+              faster(self.model, rows, accelerator.device) as compact,
+              stop_on_sigterm() as request):
+            run = _Run(self, features, accelerator, compact, request)
+            run.begin(resume, identity)
+            try:
                 while not run.finished():
                     _epoch(run)
+            finally:
+                run.callbacks.on_train_end(run.state)
+                if run.freeing:
+                    run.freeing.end()
             return _end(run)
-
-# %% ../nbs/04_trainer.ipynb #31aad426
-@contextlib.contextmanager
-def _faster(trainer, features, device):
-    "What makes a run on a processor faster; yields the compact table of word vectors, or None."
-    if device.type != "cpu":
-        yield None
-        return
-    rows = None if trainer.augment else features
-    with (keep_freed_memory(), kernels_restored(trainer.model), _byte_dropout(trainer.model),
-          compact_word_vectors(trainer.model, rows) as compact):
-        yield compact
-
-# %% ../nbs/04_trainer.ipynb #9d1f03aa
-@contextlib.contextmanager
-def _byte_dropout(model):
-    "While the block runs, dropout draws bytes; then the model's own layers are back."
-    layers = [(parent, name, child) for parent in model.modules()
-              for name, child in parent.named_children() if isinstance(child, nn.Dropout)]
-    use_byte_dropout(model)
-    try:
-        yield
-    finally:
-        for parent, name, layer in layers:
-            setattr(parent, name, layer.train(parent.training))

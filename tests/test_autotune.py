@@ -12,6 +12,7 @@ from torch import nn
 
 from sftbook import autotune, trainer
 from sftbook.autotune import Choice, fastest, speed_table
+from sftbook.borrowing import faster
 from sftbook.compact import CompactEmbedding, compact_word_vectors
 from sftbook.core import TrainingError
 from sftbook.model import init_classifier
@@ -106,8 +107,7 @@ def test_measuring_changes_nothing(tiny_checkpoint, monkeypatch, tmp_path):
 def test_on_a_gpu_nothing_is_measured_and_nothing_is_put_in(tiny_checkpoint):
     model = bert(tiny_checkpoint)
     assert fastest(model, [5], "mps") == Choice("float32")
-    run = Trainer(model, loss, collate, USUAL)
-    with trainer._faster(run, rows(), torch.device("cuda")) as table:
+    with faster(model, rows(), torch.device("cuda")) as table:
         assert table is None
         assert not any(isinstance(m, CompactEmbedding) for m in model.modules())
 
