@@ -265,7 +265,7 @@ def _epoch(run):
         _measure(run)
     state.epoch, state.position = state.epoch + 1, 0
     run.checkpoints.save(run)
-    if run.step.stop and not run.finished():
+    if run.step.stop:
         raise stopped(state, run.checkpoints.folder)
 
 # %% ../nbs/04_trainer.ipynb #c0de0403

@@ -237,7 +237,8 @@ def fine_tune(task:Task, # what to train for
               model:nn.Module|None=None, # what to start from; `task.init_model()` when None
               checkpoints:str|Path|None=None, # folder for checkpoints; none are written when None
               resume:bool=False, # go on from the newest checkpoint there
-              progress:bool=False, # show a progress bar on the terminal
+              progress:bool=False, # show a progress bar
+              callbacks:list=(), # `Callback` objects that watch
              ) -> FineTuned: # the trained model
     "Fine-tune a model on labelled rows; raises what `Trainer.fit` raises."
     check_best_metric(config, task.directions, validation_rows is not None)
@@ -251,7 +252,7 @@ def fine_tune(task:Task, # what to train for
         _silence(output_layer(model), absent, len(features))
     trainer = Trainer(model, task.loss, task.collate, config, augment=task.augment,
                       evaluate=_measurement(task, validation_rows), directions=task.directions,
-                      checkpoints=checkpoints, progress=progress)
+                      checkpoints=checkpoints, progress=progress, callbacks=callbacks)
     identity = task_settings(task) | dict(rows=fingerprint(features))
     result = trainer.fit(features, resume=resume, identity=identity)
     if absent:
