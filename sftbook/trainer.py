@@ -26,10 +26,11 @@ from sftbook.checkpointing import (
 from .compact import compact_word_vectors, note_decay, whole_word_vectors
 from .core import ConfigError, TrainingError, set_seed
 from .folders import remove_leftovers
-from .model import parameter_groups, training_flops, use_byte_dropout
+from .model import training_flops, use_byte_dropout
 from .plan import _Rows, plan_epoch, split_step
 from .preprocessing.encoding import fingerprint
 from .settings import TrainingConfig, check_best_metric, learning_rate_factor
+from .trained_parts import parameter_groups
 
 # %% ../nbs/04_trainer.ipynb #f03d9af7
 @torch.no_grad()

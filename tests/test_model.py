@@ -7,8 +7,8 @@ import torch
 import transformers
 
 from sftbook.model import (
-    ByteDropout, body_layers, checkpoint_pooling, head_inputs, output_layer, parameter_groups,
-    position_limit)
+    ByteDropout, checkpoint_pooling, head_inputs, output_layer, position_limit)
+from sftbook.trained_parts import body_layers, parameter_groups
 
 TINY = dict(vocab_size=50, num_hidden_layers=2, hidden_size=16, num_attention_heads=2,
             intermediate_size=32, pad_token_id=1)

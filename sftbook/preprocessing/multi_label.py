@@ -248,7 +248,7 @@ def combination_rows(rows, # with `labels`: List(ClassLabel)
     "Make one class of the labels of each row, to audit and to split by."
     from datasets import ClassLabel
     names = rows.features["labels"].feature.names
-    groups = _merge_rare([tuple(sorted(set(ids))) for ids in rows["labels"]], min_rows)
+    groups = _merge_rare([tuple(sorted(set(ids))) for ids in rows["labels"][:]], min_rows)
     called = [_group_name(group, names) for group in groups]
     classes = sorted(set(called))
     if "label" in rows.column_names:
@@ -279,7 +279,7 @@ def _label_ids(rows, labels):
     names = getattr(getattr(rows.features["labels"], "feature", None), "names", labels)
     ids, last = {name: i for i, name in enumerate(labels)}, len(names)
     found, wrong = [], []
-    for k, row in enumerate(rows["labels"]):
+    for k, row in enumerate(rows["labels"][:]):
         called = [names[v] if isinstance(v, int) and 0 <= v < last else v for v in row or []]
         wrong += [(f"row {k}", f"there is no label {name!r}") for name in called if name not in ids]
         found.append(sorted({ids[name] for name in called if name in ids}))

@@ -76,7 +76,7 @@ def _as_code(done):
 def audit(rows, # a Dataset with `text` and perhaps `label` and `encoding`
          ) -> Audit: # counts; prints as a table
     "Look at rows before anything is done with them."
-    texts, labels = list(rows["text"]), _label_names(rows)
+    texts, labels = rows["text"][:], _label_names(rows)
     keys, of_key = [text_key(t) for t in texts], defaultdict(set)
     for key, label in zip(keys, labels):
         of_key[key].add(label)
@@ -95,14 +95,15 @@ def _label_names(rows):
     "The name of each row's class, or nothing where rows have no label."
     if "label" not in rows.column_names:
         return [""]*len(rows)
-    return [rows.features["label"].names[i] for i in rows["label"]]
+    names = rows.features["label"].names # made anew at each look
+    return [names[i] for i in rows["label"][:]]
 
 # %% ../../nbs/preprocessing/02a_rows.ipynb #6dca67bb
 def deduplicate(rows, # a Dataset with `text` and perhaps `label`
                 key:Callable=text_key, # what is left of a text; equal keys are copies
                ): # the Dataset without copies, and how many rows went for which reason
     "Keep the first row of each key; drop keys with several labels."
-    keys, labels = [key(t) for t in rows["text"]], _label_names(rows)
+    keys, labels = [key(t) for t in rows["text"][:]], _label_names(rows)
     of_key = defaultdict(set)
     for k, label in zip(keys, labels):
         of_key[k].add(label)
@@ -151,9 +152,9 @@ def split_rows(rows, # a Dataset with `text` and perhaps `label`, without copies
         what = f"validation {validation_size} and test {test_size} leave nothing to train on"
         raise ConfigError(what, where="split_rows",
                           remedy="choose shares that add up to less than 1")
-    clusters = duplicate_clusters(list(rows["text"])) if clusters is None else np.asarray(clusters)
+    clusters = duplicate_clusters(rows["text"][:]) if clusters is None else np.asarray(clusters)
     labelled = "label" in rows.column_names
-    labels = np.array(rows["label"] if labelled else [0]*len(rows))
+    labels = np.array(rows["label"][:] if labelled else [0]*len(rows))
     rng = np.random.default_rng(seed)
     wanted = {"test": test_size, "validation": validation_size}
     parts = {"train": [], "validation": [], "test": []}
@@ -197,7 +198,7 @@ def _join_clusters(parts, clusters):
 # %% ../../nbs/preprocessing/02a_rows.ipynb #143a6388
 def _check_parts(rows, parts, wanted, clusters):
     "Every class must stand in every part that was asked for."
-    names, labels, missing = rows.features["label"].names, np.array(rows["label"]), []
+    names, labels, missing = rows.features["label"].names, np.array(rows["label"][:]), []
     needed, most = ["train", *(n for n, share in wanted.items() if share)], 0
     for c in np.unique(labels):
         own = labels == c
@@ -244,7 +245,7 @@ def split_notes(rows, # the Dataset that was split
 def _class_counts(rows):
     if "label" not in rows.column_names:
         return np.array([len(rows)])
-    return np.unique(rows["label"], return_counts=True)[1]
+    return np.unique(rows["label"][:], return_counts=True)[1]
 
 # %% ../../nbs/preprocessing/02a_rows.ipynb #0b764211
 def _rounded(rows, sizes):
@@ -274,7 +275,7 @@ _REASONS = {"classes": _class_reason, "clusters": _cluster_reason}
 def check_leakage(splits, # a DatasetDict, or a dictionary of Datasets with `text`
                  ) -> None:
     "Raise `DataError` that names texts which are copies or near-copies across parts."
-    texts = [t for part in splits.values() for t in part["text"]]
+    texts = [t for part in splits.values() for t in part["text"][:]]
     place = [(name, i) for name, part in splits.items() for i in range(len(part))]
     home, found = {}, []
     for i, cluster in enumerate(duplicate_clusters(texts).tolist()):
@@ -298,7 +299,7 @@ def sample_per_class(rows, # a Dataset with `label`
            for name in rows.features["label"].names if 0 < counts[name] < per_class]
     if few:
         raise DataError.from_problems(few, remedy="ask for fewer rows a class")
-    labels, rng = np.array(rows["label"]), np.random.default_rng((seed, per_class))
+    labels, rng = np.array(rows["label"][:]), np.random.default_rng((seed, per_class))
     classes = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     drawn = [rng.choice(own, per_class, replace=False) for own in classes]
     return rows.select(np.sort(np.concatenate(drawn)))

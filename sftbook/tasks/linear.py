@@ -44,10 +44,10 @@ def _encoded(vectors, rows):
     "Of each row the ids and the TF-IDF values of its terms, and its label where it has one."
     if not len(rows):
         return []
-    m = vectors.transform(list(rows["text"]))
+    m = vectors.transform(rows["text"][:])
     features = [dict(input_ids=m.indices[a:b].tolist(), values=m.data[a:b].tolist())
                 for a, b in zip(m.indptr, m.indptr[1:])]
-    labels = rows["label"] if "label" in rows.column_names else []
+    labels = rows["label"][:] if "label" in rows.column_names else []
     for feature, label in zip(features, labels):
         feature["labels"] = label
     return features
@@ -138,12 +138,12 @@ def fit_linear(rows, # a Dataset with `text` and `label`
               ) -> tuple[LinearTextClassification, LinearModel]: # the task and its model, fitted
     "Fit a linear classifier with calibrated probabilities. Raises `DataError`."
     from sklearn.svm import LinearSVC
-    task, labels = LinearTextClassification.from_rows(rows), np.array(rows["label"])
+    task, labels = LinearTextClassification.from_rows(rows), np.array(rows["label"][:])
     if len(set(labels.tolist())) < 2:
         raise DataError("only one class to learn from", where="label",
                         remedy="give rows of at least two classes")
-    task.vectors = fit_tfidf(list(rows["text"]))
-    features = task.vectors.transform(list(rows["text"]))
+    task.vectors = fit_tfidf(rows["text"][:])
+    features = task.vectors.transform(rows["text"][:])
     with quiet():
         machine = LinearSVC(random_state=0).fit(features, labels)
     scale = _temperature(features, labels)

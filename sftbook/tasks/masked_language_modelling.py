@@ -94,7 +94,7 @@ class _PackedRows:
     def encode(self, rows):
         plain = dict(return_attention_mask=False, return_token_type_ids=False)
         with quiet():
-            ids = self.tokenizer(list(rows["text"]), add_special_tokens=False, truncation=False,
+            ids = self.tokenizer(rows["text"][:], add_special_tokens=False, truncation=False,
                                  **plain)["input_ids"]
         return [dict(input_ids=row) for row in pack_tokens(ids, self.max_length, self.tokenizer)]
 

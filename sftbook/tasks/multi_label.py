@@ -63,7 +63,7 @@ class MultiLabelClassification(_YesNoBatches, Task):
         return load_tokenizer(self.checkpoint, self.max_length)
 
     def encode(self, rows):
-        encoded = encode_texts(rows["text"], self.tokenizer, self.max_length)
+        encoded = encode_texts(rows["text"][:], self.tokenizer, self.max_length)
         self.truncated = encoded.n_truncated
         if "labels" not in rows.column_names:
             return [dict(input_ids=i) for i in encoded.input_ids]

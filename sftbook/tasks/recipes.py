@@ -77,7 +77,7 @@ def prepare_rows(recipe:Recipe, # loads them
     sizes = dict(validation_size=o.validation_size, test_size=0. if test else o.test_size)
     if not any(sizes.values()):
         return rows, None, test
-    clusters = duplicate_clusters(list(rows["text"]))
+    clusters = duplicate_clusters(rows["text"][:])
     parts = split_rows(rows, clusters, seed=o.seed, **sizes)
     for note in split_notes(rows, clusters, parts, **sizes):
         say(note)
@@ -102,7 +102,7 @@ def without_copies(rows, # a Dataset with `text`
                    what:str, # what the others are, for the message
                   ): # the rows that are no copy or near-copy of one of the others
     "Drop rows that stand among others, or nearly; says how many."
-    clusters = duplicate_clusters([*others["text"], *rows["text"]]).tolist()
+    clusters = duplicate_clusters([*others["text"][:], *rows["text"][:]]).tolist()
     taken = set(clusters[:len(others)])
     kept = [i for i, cluster in enumerate(clusters[len(others):]) if cluster not in taken]
     say(f"dropped {len(rows) - len(kept):,} rows that stand in {what}, or nearly")
@@ -184,7 +184,7 @@ def _only_kept(recipe, source, kept):
     "Test rows without those of classes that were too rare to train on."
     from datasets import ClassLabel
     test = recipe.load(source, [*kept, *recipe.rare])
-    rows = [i for i, label in enumerate(test["label"]) if label < len(kept)]
+    rows = [i for i, label in enumerate(test["label"][:]) if label < len(kept)]
     if len(rows) < len(test):
         say(f"of the test rows, {counted(len(test) - len(rows), 'row', 'have')} a class too rare "
             "to train on")
@@ -222,7 +222,7 @@ class _LabelledTexts(Recipe):
         if self.rare:
             lost = counted(sum(self.rare.values()), "row")
             say(f"dropped {lost} of rare classes: {some(self.rare)}")
-        if len(set(rows["label"])) < 2:
+        if len(set(rows["label"][:])) < 2:
             _refuse_one_class(self.rare, self.o.data)
         return rows
 
@@ -235,7 +235,7 @@ class TextClassificationRecipe(_LabelledTexts):
     def task(self, rows):
         o, weights = self.o, None
         if o.class_weights:
-            weights = balanced_weights(rows["label"], len(self.names(rows)))
+            weights = balanced_weights(rows["label"][:], len(self.names(rows)))
         return TextClassification.from_rows(rows, checkpoint=o.checkpoint, max_length=o.max_length,
                                             long_texts=o.long_texts, class_weights=weights)
 
@@ -244,8 +244,8 @@ class TextClassificationRecipe(_LabelledTexts):
         if self.o.unlabelled:
             return _self_train(self, task, model, rows, others)
         few = rows.shuffle(seed=self.o.seed).select(range(min(len(rows), 512))) # enough for a start
-        if len(set(few["label"])) > 1:
-            fit_head(model, pooled_features(task, model, few), few["label"],
+        if len(set(few["label"][:])) > 1:
+            fit_head(model, pooled_features(task, model, few), few["label"][:],
                      class_weights=task.class_weights)
         return rows
 
@@ -279,7 +279,7 @@ def _self_train(recipe, task, model, rows, others):
     for known, what in zip((rows, *others), ("the training rows", *["rows put aside"]*2)):
         new = without_copies(new, known, what)
     features, unknown = (pooled_features(task, model, part) for part in (rows, new))
-    found = pseudo_labels(features, rows["label"], unknown)
+    found = pseudo_labels(features, rows["label"][:], unknown)
     sure = np.flatnonzero(found >= 0)
     say(f"{len(sure):,} of {len(new):,} texts without label got one from the head")
     both = _with_labels(rows, new.select(sure), found[sure].tolist())
@@ -291,7 +291,7 @@ def _self_train(recipe, task, model, rows, others):
 def _classifier_baselines(recipe, train, test):
     recipe.linear = fit_linear(train.select_columns(["text", "label"]))
     answers = predict(*recipe.linear, test)
-    return {"majority": majority_baseline(train["label"], len(test)),
+    return {"majority": majority_baseline(train["label"][:], len(test)),
             "TF-IDF + linear": answers.labels}
 
 # %% ../../nbs/tasks/06h_recipes.ipynb #83b9cbf0
@@ -337,7 +337,7 @@ class MultiLabelRecipe(Recipe):
 
     def baselines(self, train, test):
         known = label_matrix(train, self.names(train))
-        linear = multi_label_baseline(train["text"], known, test["text"]) >= 0.5
+        linear = multi_label_baseline(train["text"][:], known, test["text"][:]) >= 0.5
         return constant_answers(known, len(test)) | {"TF-IDF + linear": linear}
 
 # %% ../../nbs/tasks/06h_recipes.ipynb #e0f4739c
@@ -345,7 +345,7 @@ def _with_text(rows):
     "Tagged rows with their text, by which copies are found."
     said = rows.info.description
     with quiet():
-        rows = rows.add_column("text", [" ".join(tokens) for tokens in rows["tokens"]])
+        rows = rows.add_column("text", [" ".join(tokens) for tokens in rows["tokens"][:]])
     rows.info.description = said
     return rows
 
@@ -375,12 +375,12 @@ def remembered_tags(train, # rows with `tokens` and `ner_tags` (ClassLabel)
                    ) -> list[list[str]]: # IOB2 tags of the test rows
     "Give each word the tag that it had most often; an `I-` without a beginning becomes `B-`."
     names, counts = train.features["ner_tags"].feature.names, {}
-    for tokens, tags in zip(train["tokens"], train["ner_tags"]):
+    for tokens, tags in zip(train["tokens"][:], train["ner_tags"][:]):
         for token, tag in zip(tokens, tags):
             counts.setdefault(token, Counter())[names[tag]] += 1
     best = {token: count.most_common(1)[0][0] for token, count in counts.items()}
     answers = []
-    for tokens in test["tokens"]:
+    for tokens in test["tokens"][:]:
         answers.append(to_iob2([best.get(token, "O") for token in tokens]))
     return answers
 

@@ -10,8 +10,6 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import nn
-
 from ..core import ConfigError, counted, DataError, quiet
 from ..evaluation.entities import entity_report, entity_spans
 from ..model import check_max_length, load_model, load_tokenizer
@@ -19,6 +17,7 @@ from ..schemes import _ODD_TAG, tag_scheme, to_iob2
 from ..spans import split_words, word_spans
 from ..preprocessing.encoding import pad_batch
 from .protocol import _without_row, Task
+from .text_classification import _check_loss, summed_cross_entropy
 
 # %% ../../nbs/tasks/06b_token_classification.ipynb #892d9f35
 def _tag_names(rows, labels=None):
@@ -27,7 +26,7 @@ def _tag_names(rows, labels=None):
     names = getattr(rows.features["ner_tags"].feature, "names", labels)
     known = dict(enumerate(names or []))
     tags = []
-    for row in rows["ner_tags"]:
+    for row in rows["ner_tags"][:]:
         tags.append([known.get(tag, tag) for tag in row])
     if names is None and not all(isinstance(tag, str) for row in tags for tag in row):
         raise DataError("the tags are numbers without names", where="ner_tags",
@@ -41,7 +40,7 @@ def _check_tag_column(rows):
     if not hasattr(there, "feature"):
         what = "there is no column of tags" if there is None else "the tags are no lists"
         raise DataError(what, where="ner_tags", remedy=remedy)
-    empty = [(f"row {i}", "a tag is missing") for i, row in enumerate(rows["ner_tags"])
+    empty = [(f"row {i}", "a tag is missing") for i, row in enumerate(rows["ner_tags"][:])
              if row is None or None in row or "" in row]
     if empty:
         raise DataError.from_problems(empty, remedy=remedy)
@@ -128,7 +127,7 @@ class _TaggedRows:
         found = {tag for row in tags for tag in row}
         names = names or sorted(found, key=lambda tag: (tag != "O", tag[2:], tag))
         task = cls(list(names), **settings)
-        _check_tags(rows["tokens"], tags, task.labels)
+        _check_tags(rows["tokens"][:], tags, task.labels)
         return task
 
     def as_rows(self, inputs):
@@ -173,7 +172,7 @@ def _cut(task, tokens, counts):
 # %% ../../nbs/tasks/06b_token_classification.ipynb #0dc34182
 def _tagged_features(task, rows):
     "Of each part of each row: pieces, where words begin, and ids of the tags where there are any."
-    tokens, labelled = list(rows["tokens"]), "ner_tags" in rows.column_names
+    tokens, labelled = rows["tokens"][:], "ner_tags" in rows.column_names
     if not tokens:
         return []
     tags = _tag_names(rows, task.labels) if labelled else []
@@ -234,8 +233,8 @@ class _WordScores:
     def loss(self, model, batch):
         scores, starts = self.infer(model, batch)
         words = starts >= 0
-        scores, tags = scores[words].float(), batch["labels"][words]
-        return nn.functional.cross_entropy(scores, tags, reduction="sum"), int(words.sum())
+        return summed_cross_entropy(scores[words], batch["labels"][words], self.class_weights,
+                                    self.label_smoothing)
 
 # %% ../../nbs/tasks/06b_token_classification.ipynb #0f2be17b
 @dataclass
@@ -244,9 +243,15 @@ class TokenClassification(_TaggedRows, _TaggedAnswers, _WordScores, Task):
     labels:list[str] # tags in the order of their ids, such as O, B-PER, I-PER
     checkpoint:str = "minilm" # what to start from
     max_length:int = 256 # pieces, special tokens included; longer sentences are read in parts
+    class_weights:list[float]|None = None # of each tag in the loss; all alike when None
+    label_smoothing:float = 0. # share of each target that is spread over all tags
     pipeline_tag = "token-classification"
     directions = dict(precision=True, recall=True, f1=True)
     reads_tokens = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_loss(self)
 
     @cached_property
     def tokenizer(self):
