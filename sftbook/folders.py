@@ -126,6 +126,8 @@ def remove_leftovers(folder:str|Path, # where folders are written
     machine = re.escape(socket.gethostname())
     unfinished = re.compile(rf"\.({re.escape(name)}.*)\.{machine}-(\d+)-(\w+)")
     removed = []
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return removed # whoever needs the folder says what is wrong with it
     for path in Path(folder).iterdir():
         found = unfinished.fullmatch(path.name)
         if found and not psutil.pid_exists(int(found[2])):

@@ -40,7 +40,7 @@ import torch
 from sftbook.autotune import Choice, keep_freed_memory
 from sftbook.core import hardware, matmul_ceiling, quiet
 from sftbook.corpora import REGISTRY, load_corpus
-from sftbook.model import parameter_groups, training_flops, use_byte_dropout
+from sftbook.model import training_flops, use_byte_dropout
 from sftbook.plan import plan_epoch
 from sftbook.preprocessing.copies import duplicate_clusters
 from sftbook.preprocessing.rows import deduplicate, split_rows
@@ -171,8 +171,8 @@ def train_barely(work):
     model, lengths = work.model.to(device).train(), [len(f["input_ids"]) for f in work.features]
     if device.type == "cpu":
         use_byte_dropout(model)
-    groups = parameter_groups(model, c.learning_rate, c.weight_decay, None)
-    optimizer = torch.optim.AdamW([g | {"peak": g["lr"]} for g in groups], fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), c.learning_rate, weight_decay=c.weight_decay, fused=True)
     epochs = [plan_epoch(lengths, c, epoch) for epoch in range(c.num_train_epochs)]
     total, step = sum(map(len, epochs)), 0
     with keep_freed_memory():
@@ -183,8 +183,8 @@ def train_barely(work):
                 loss, targets = work.timed_loss(model, batch)
             (loss / targets).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * learning_rate_factor(step, total, c)
+            rate = c.learning_rate * learning_rate_factor(step, total, c)
+            optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
             optimizer.zero_grad()
             step += 1
