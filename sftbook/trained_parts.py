@@ -253,6 +253,10 @@ class HeadOnly(nn.Module):
     def base_model(self):
         return nn.Module() # no body: all weights are of the head, and learn at its rate
 
+    def _apply(self, *args, **kwargs): # to a device or a format: the body comes along
+        self.whole[0]._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)
+
     def forward(self, vectors:torch.Tensor, # (rows, 1 or 2, hidden), of `frozen_features`
                 **batch):
         from transformers.modeling_outputs import SequenceClassifierOutput
