@@ -114,8 +114,7 @@ def _load_optimizer(optimizer, tensors):
     for key, value in tensors.items():
         i, name = key.split(".")
         state.setdefault(int(i), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 # %% ../nbs/03b_checkpointing.ipynb #39c41daa
 def random_states(device:torch.device=torch.device("cpu"), # that computes
@@ -261,10 +260,9 @@ def find_start(folder:Path, # where checkpoints of a run live
 def _check_folder(folder):
     "Checkpoints must be able to be there."
     able = folder.is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)
-    if able or not os.path.lexists(folder):
-        return
     what = "this folder cannot be read and written" if folder.is_dir() else "this is not a folder"
-    raise ConfigError(what, where=str(folder), remedy="choose another folder for checkpoints")
+    if os.path.lexists(folder) and not able:
+        raise ConfigError(what, where=str(folder), remedy="choose another folder for checkpoints")
 
 # %% ../nbs/03b_checkpointing.ipynb #a69db641
 def _check_identity(saved, now, path):
@@ -273,12 +271,12 @@ def _check_identity(saved, now, path):
     if not names:
         return
     short = [n for n in names if len(f"{saved.get(n)}{now.get(n)}") < 80 and n not in _HASHES]
-    said = [f"{n} was {saved.get(n)}, now it is {now.get(n)}" for n in short]
-    said = "; ".join(said or ["the rows are others"])
+    said = "; ".join(f"{n} was {saved.get(n)}, now it is {now.get(n)}" for n in short)
     remedy = "resume with the same settings and rows, or choose another folder"
     if "num_train_epochs" in names:
         remedy += "; the learning rate falls over all planned epochs, so more of them are a new run"
-    raise ConfigError(f"the checkpoint belongs to a run with other settings or other rows: {said}",
+    raise ConfigError("the checkpoint belongs to a run with other settings or other rows"
+                      + f": {said}"*bool(said),
                       where=str(path), remedy=remedy)
 
 # %% ../nbs/03b_checkpointing.ipynb #04aaef64
@@ -385,8 +383,7 @@ def load_checkpoint(path:Path, # a whole checkpoint
     return state, best
 
 # %% ../nbs/03b_checkpointing.ipynb #c0de0301
-def load_average(path:Path, # a whole checkpoint of a run that keeps a moving average
-                ) -> dict[str, torch.Tensor]: # as it was handed to `save_checkpoint`
+def load_average(path:Path) -> dict[str, torch.Tensor]: # as `save_checkpoint` was handed it
     "The moving average of the weights in a checkpoint. Raises `CheckpointError`."
     return _read_tensors(path, _AVERAGE)
 

@@ -119,31 +119,32 @@ def doctor(checkpoint:Annotated[str, typer.Argument(help="name, folder or hub id
 def _say_places():
     "Where fetched things are kept, how much room there is, and whether the hub can be reached."
     from sftbook.core import cache_dir, hub_is_reachable
-    from sftbook.corpora import REGISTRY, is_fetched
+    from sftbook.corpora import REGISTRY, corpus_folder
     folder = cache_dir()
     free = shutil.disk_usage(folder).free/2**30
-    there = [name for name in REGISTRY if is_fetched(name)]
-    print(f"cache: {folder}, {free:,.0f} GiB free; fetched: {', '.join(there) or 'nothing'}")
+    there = [name for name, corpus in REGISTRY.items() if corpus_folder(corpus).is_dir()]
+    print(f"cache: {folder}, {free:,.0f} GiB free\nfetched: {', '.join(there) or 'nothing'}")
     print(f"hub of checkpoints: {'can' if hub_is_reachable() else 'cannot'} be reached")
 
 # %% ../nbs/08_cli.ipynb #d0c70004
 def _say_fastest(checkpoint):
     "The measured tables, and what they mean for short and for long rows."
     from sftbook.autotune import fastest, machine_name, speed_table, table_lines
-    from sftbook.corpora import REGISTRY, is_fetched
+    from sftbook.corpora import REGISTRY, corpus_folder
     from sftbook.model import load_model
-    if checkpoint in REGISTRY and not is_fetched(checkpoint):
+    known = REGISTRY.get(checkpoint)
+    if known and not corpus_folder(known).is_dir():
         print(f"\n{checkpoint} is not fetched, so nothing was measured: sftbook fetch {checkpoint}")
         return
     model = load_model("AutoModel", checkpoint)
     print(f"\none layer of {checkpoint}, 512 tokens, on {machine_name()}")
     for what, training in (("training step", True), ("prediction", False)):
         print(f"\n{what}:", *table_lines(speed_table(model, training)), sep="\n  ")
+    print()
     for length in (16, 256):
         best = fastest(model, [length])
         kernel = best.kernel(length) or "as it comes"
-        print(f"\nrows of {length} tokens train fastest in {best.dtype}, attention {kernel}", end="")
-    print()
+        print(f"rows of {length} tokens train fastest in {best.dtype}, attention {kernel}")
 
 # %% ../nbs/08_cli.ipynb #90aeb066
 _TRAIN = "sftbook train --data feedback.csv --text comment --label topic --output runs/feedback"

@@ -48,10 +48,9 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportE
 def _cannot_load(checkpoint, what, error):
     "The error for a checkpoint that is there and cannot be opened."
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return CheckpointError(f"no {what} could be loaded: {first_line}",
-                           where=f"checkpoint {checkpoint}",
-                           remedy="give a name from `sftbook fetch`, a folder that save_pretrained "
-                                  "wrote, or a hub id that can be reached")
+    remedy = "give a name from `sftbook fetch`, a folder that save_pretrained wrote, or a hub id"
+    return CheckpointError(f"no {what} could be loaded: {first_line}", remedy=remedy,
+                           where=f"checkpoint {checkpoint}")
 
 # %% ../nbs/03_model.ipynb #509f7244
 def _folder(checkpoint):
@@ -270,11 +269,11 @@ def shorten_mean_pooling(model:nn.Module, # any; changed in place
         return model
     layer = model.base_model.encoder.layer[-1]
     scores = layer.attention.self
-    even = not any(p.any() for part in (scores.query, scores.key) for p in part.parameters())
-    if even and not scores.dropout.p and model.base_model.pooler is not None:
+    maps = [*scores.query.parameters(), *scores.key.parameters()]
+    if not (any(p.any() for p in maps) or scores.dropout.p or model.base_model.pooler is None):
         layer.__class__ = _mean_layer()
-        scores.query.requires_grad_(False)
-        scores.key.requires_grad_(False)
+        for p in maps:
+            p.requires_grad_(False)
     return model
 
 # %% ../nbs/03_model.ipynb #7c7a4b2b
@@ -348,9 +347,8 @@ def training_flops(model:nn.Module, # a model of transformers
     without = [m.weight for m in body.modules() if isinstance(m, nn.Embedding)]
     without = {id(p) for p in without + [p for layer in once for p in layer.parameters()]}
     matrices = sum(p.numel() for p in body.parameters() if p.ndim == 2 and id(p) not in without)
-    layers = config.num_hidden_layers - len(once)
     n, n2 = sum(lengths), sum(length*length for length in lengths)
-    return 3.*(2*matrices*n + 4*layers*config.hidden_size*n2)
+    return 3.*(2*matrices*n + 4*(config.num_hidden_layers - len(once))*config.hidden_size*n2)
 
 # %% ../nbs/03_model.ipynb #56d64ff8
 class ByteDropout(nn.Module):
