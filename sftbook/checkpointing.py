@@ -271,12 +271,11 @@ def _check_identity(saved, now, path):
     if not names:
         return
     short = [n for n in names if len(f"{saved.get(n)}{now.get(n)}") < 80 and n not in _HASHES]
-    said = "; ".join(f"{n} was {saved.get(n)}, now it is {now.get(n)}" for n in short)
+    said = "".join(f"; {n} was {saved.get(n)}, now it is {now.get(n)}" for n in short)
     remedy = "resume with the same settings and rows, or choose another folder"
     if "num_train_epochs" in names:
         remedy += "; the learning rate falls over all planned epochs, so more of them are a new run"
-    raise ConfigError("the checkpoint belongs to a run with other settings or other rows"
-                      + f": {said}"*bool(said),
+    raise ConfigError(f"the checkpoint belongs to a run with other settings or other rows{said}",
                       where=str(path), remedy=remedy)
 
 # %% ../nbs/03b_checkpointing.ipynb #04aaef64
