@@ -233,7 +233,7 @@ def build_tokenizer(model:QuantisedModel, # see `read_quantised`
     tokenizer = Tokenizer(models.Unigram(list(zip(model.pieces, model.scores.tolist())),
                                          unk_id=model.special["unk"]))
     tokenizer.normalizer = normalizers.Sequence([
-        normalizers.NFC(), normalizers.Precompiled(pack_map(model.replaced)),
+        normalizers.NFC(), normalizers.Precompiled(pack_map(model.replaced)), normalizers.NFC(),
         normalizers.Replace(Regex(" {2,}"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(),
                                                        pre_tokenizers.Metaspace()])

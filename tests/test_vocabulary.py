@@ -385,14 +385,19 @@ def test_pieces_on_the_way_to_an_unknown_word_stay(tmp_path):
 
 
 def test_the_rarest_piece_stays(tmp_path):
-    "It sets the price of an unknown character; were it cheaper, xy would become unknown and y."
-    pieces = [("[UNK]", 0.), ("[PAD]", 0.), ("xy", -20.), ("y", -5.), ("zzzz", -30.)]
+    "It sets the price of an unknown character; were it cheaper, ab cd would become unknown, bcd."
+    pieces = [("[UNK]", 0.), ("[PAD]", 0.), ("ab", -20.), ("cd", -20.), ("bcd", -1.),
+              ("zzzz", -50.)]
+    cheaper = Tokenizer(models.Unigram(pieces[:-1], unk_id=0))
+    assert cheaper.encode("abcd").ids == [0, 4]
     backend = Tokenizer(models.Unigram(pieces, unk_id=0))
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]")
     fast.save_pretrained(tmp_path / "old")
     tiny_model("Unigram", len(fast), fast).save_pretrained(tmp_path / "old")
-    kept = trim_vocabulary(str(tmp_path / "old"), ["xyy", "q"], tmp_path / "cut")
-    assert [pieces[i][0] for i in kept] == ["[UNK]", "[PAD]", "xy", "y", "zzzz"]
+    kept = trim_vocabulary(str(tmp_path / "old"), ["abcd", "bcd"], tmp_path / "cut")
+    assert kept == list(range(6))
+    new = AutoTokenizer.from_pretrained(tmp_path / "cut")
+    assert new("abcd")["input_ids"] == [2, 3]
 
 
 def test_weights_that_a_checkpoint_lacks_are_not_made_up(converted, tmp_path):
