@@ -8,6 +8,7 @@ __all__ = ['app', 'main', 'fetch', 'doctor', 'train', 'evaluate', 'predict']
 # %% ../nbs/08_cli.ipynb #b52b69be
 import contextlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from typing import Annotated, Optional
 import typer
 
 # %% ../nbs/08_cli.ipynb #01a522b2
-from .core import ConfigError, DataError, SftbookError, counted
+from .core import ConfigError, DataError, SftbookError, counted, is_main_process
 from .folders import reserve_folder
 from .run_options import (Config, check_options, check_same_options, check_unused,
                                  options_kept, run_file, save_or_rescue, use_device)
@@ -172,10 +173,21 @@ def train(ctx:typer.Context,
     if not checkpoints:
         again = "with --checkpoints FOLDER it could go on"
     try:
-        with reserve_folder(output, overwrite):
+        with _one_process_speaks(output, overwrite):
             _train(options)
     except KeyboardInterrupt as e:
         raise Stopped(f"nothing was left half-written; {again}") from e
+
+# %% ../nbs/08_cli.ipynb #c0de0802
+@contextlib.contextmanager
+def _one_process_speaks(output, overwrite):
+    "The main process reserves the folder and prints; others, where there are any, are silent."
+    if is_main_process():
+        with reserve_folder(output, overwrite):
+            yield
+    else:
+        with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+            yield
 
 # %% ../nbs/08_cli.ipynb #c4ca1911
 def _training_config(o):
@@ -203,6 +215,8 @@ def _train(o):
     task, start = recipe.task(rows), time.perf_counter()
     with options_kept(o):
         tuned = train_model(recipe, task, rows, validation, test, config)
+    if not is_main_process(): # it has the same weights; one measures and saves
+        return
     report, parts = measure(recipe, task, tuned, rows, test, time.perf_counter() - start)
     files = {"run.toml": run_file(vars(o))}
     save_or_rescue(o.output, o.overwrite, lambda folder, replace: save_run(

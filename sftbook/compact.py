@@ -97,7 +97,8 @@ def compact_word_vectors(model:nn.Module, # to be trained
     table = None if features is None else _table_of(model)
     pad = getattr(getattr(model, "config", None), "pad_token_id", None)
     used = table and used_tokens(features, [] if pad is None else [pad])
-    if not table or 2*len(used) > table.num_embeddings or int(used[-1]) >= table.num_embeddings:
+    room = table.num_embeddings//2 if table else 0
+    if not table or not 0 < len(used) <= room or int(used[-1]) >= table.num_embeddings:
         yield None
         return
     compact = CompactEmbedding(table, used)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SftbookError', 'ConfigError', 'CorpusError', 'CheckpointError', 'TrainingError', 'DataError', 'example_folder',
-           'example_file', 'shown', 'profile_name', 'profile', 'set_seed', 'row_seed', 'write_text', 'write_json',
-           'read_json', 'sha256', 'counted', 'cache_dir', 'hub_is_reachable', 'quiet', 'matmul_ceiling', 'pick_dtype',
-           'Hardware', 'hardware', 'Cost', 'cost']
+           'example_file', 'shown', 'profile_name', 'profile', 'set_seed', 'row_seed', 'is_main_process', 'write_text',
+           'write_json', 'read_json', 'sha256', 'counted', 'cache_dir', 'hub_is_reachable', 'quiet', 'matmul_ceiling',
+           'pick_dtype', 'Hardware', 'hardware', 'Cost', 'cost']
 
 # %% ../nbs/00_core.ipynb #9a7bd0c8
 import contextlib
@@ -135,6 +135,11 @@ def row_seed(seed:int, # of the run
     "A seed for one row in one epoch, the same on every machine."
     digest = hashlib.blake2b(f"{seed},{epoch},{row}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+# %% ../nbs/00_core.ipynb #c0de0001
+def is_main_process() -> bool: # always true where there is only one
+    "Whether this process prints and saves: the one of rank 0."
+    return os.environ.get("RANK", "0") == "0"
 
 # %% ../nbs/00_core.ipynb #223f65d0
 def _umask():

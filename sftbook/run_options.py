@@ -20,7 +20,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .core import ConfigError, write_text
+from .core import ConfigError, is_main_process, write_text
 from .folders import check_target
 from .terminal import option
 
@@ -160,7 +160,7 @@ def check_same_options(o:SimpleNamespace, # all options of `train`
 def options_kept(o:SimpleNamespace, # all options of `train`
                 ):
     "Keep the options beside the checkpoints; without a checkpoint nothing is left."
-    file = o.checkpoints and o.checkpoints/"run.toml"
+    file = is_main_process() and o.checkpoints and o.checkpoints/"run.toml"
     if file and not file.exists():
         o.checkpoints.mkdir(parents=True, exist_ok=True)
         write_text(file, run_file(vars(o)))

@@ -29,7 +29,7 @@ from .compact import note_decay, whole_word_vectors
 from .core import ConfigError, TrainingError, set_seed
 from .folders import remove_leftovers
 from .model import training_flops
-from .plan import _Rows, plan_epoch, split_step
+from .plan import _Rows, check_sharing, plan_epoch, split_step
 from .preprocessing.encoding import fingerprint
 from .settings import TrainingConfig, check_best_metric, learning_rate_factor
 from .stopping import SaveClock, stop_on_sigterm, stopped
@@ -186,7 +186,6 @@ class _Run:
     def __init__(self, trainer, features, accelerator, compact, request):
         self.trainer, self.config, self.accelerator = trainer, trainer.config, accelerator
         self.compact, self.request = compact, request # word vectors in use; whether to stop
-        _check_features(features, accelerator.num_processes)
         set_seed(self.config.seed + accelerator.process_index)
         self.rows = _Rows(features, trainer, accelerator.num_processes)
         self.model = trainer.model.to(accelerator.device)
@@ -234,20 +233,6 @@ class _Run:
 def _free_gradually(model, epochs):
     "Upper layers first: everything learns in the second half of the epochs."
     return GradualUnfreezing(model, max(1, epochs//2))
-
-# %% ../nbs/04_trainer.ipynb #d9673fb1
-def _check_features(features, processes):
-    "There must be rows, each must have tokens, and each process must get one."
-    empty = [i for i, row in enumerate(features) if not len(row["input_ids"])]
-    what, remedy = None, "leave them out"
-    if not features:
-        what, remedy = "there are no rows to train on", "pass at least one encoded row"
-    elif empty:
-        what = f"{len(empty):,} rows have no token, the first is row {empty[0]}"
-    elif len(features) < processes:
-        what, remedy = f"{processes} processes cannot share {len(features)} rows", "use fewer"
-    if what:
-        raise ConfigError(what, where="Trainer.fit", remedy=remedy)
 
 # %% ../nbs/04_trainer.ipynb #6a225a34
 def _epoch(run):
@@ -379,6 +364,7 @@ class Trainer:
             identity:dict[str, Any]|None=None, # what else the run depends on; a resume names it
            ) -> TrainingResult: # what happened; the model is trained in place
         "Train. Raises `TrainingError` for a broken step, `ConfigError`, `CheckpointError`."
+        check_sharing(self.model)
         rows = None if self.augment or self.config.ema_decay else features
         with (own_accelerator(self.config.gradual_unfreezing) as accelerator,
               faster(self.model, rows, accelerator.device) as compact,
