@@ -175,7 +175,7 @@ def read_json(path:str|Path, # of a file that `write_json` wrote
     "Read JSON. Raises `CheckpointError`."
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise CheckpointError(f"cannot be read: {e}", where=str(path),
                               remedy="restore the file or make it again") from e
 

@@ -142,6 +142,7 @@ class _Checkpoints:
 
     def save(self, run):
         from accelerate.utils import gather_object
+        run.clock.restart()
         if self.folder is None:
             return
         draws = gather_object([random_states(self.accelerator.device)])
@@ -153,7 +154,6 @@ class _Checkpoints:
         except OSError as e:
             self.messages.append(f"no checkpoint after step {run.state.step}: {e}")
         self.accelerator.wait_for_everyone()
-        run.clock.restart()
 
 # %% ../nbs/04_trainer.ipynb #70a55b53
 def _refuse_resume():

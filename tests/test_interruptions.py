@@ -190,11 +190,6 @@ def test_a_run_that_was_killed_twice_ends_bit_for_bit_like_one_that_was_not(kill
 
 # Signals. SIGTERM ends a run after a step and with a checkpoint, Ctrl-C at once.
 
-asks = pytest.mark.skipif(
-    not hasattr(trainer_module, "stop_on_sigterm"), reason="the trainer does not ask for it yet")
-
-
-@asks
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_to_one_process_stops_all_after_the_same_step(killed, processes):
     runs, _, stopped = killed
@@ -220,7 +215,6 @@ def interrupted(number, after):
     return loss
 
 
-@asks
 def test_sigterm_finishes_the_step_and_gives_the_handler_back(whole, tmp_path):
     before, more = signal.getsignal(signal.SIGTERM), dict(evaluate=score, checkpoints=tmp_path)
     with pytest.raises(TrainingError, match="asked to stop .SIGTERM. and did so after step 6"):
@@ -231,7 +225,6 @@ def test_sigterm_finishes_the_step_and_gives_the_handler_back(whole, tmp_path):
     assert result.messages == ["resumed after step 6 from step-00000006"] and same(model, whole[1])
 
 
-@asks
 def test_sigterm_in_the_last_step_of_an_epoch_loses_no_evaluation(whole, tmp_path):
     more = dict(evaluate=score, checkpoints=tmp_path)
     for last in (8, 4):  # of the second epoch, then of the third, which the resumed run begins
@@ -241,7 +234,6 @@ def test_sigterm_in_the_last_step_of_an_epoch_loses_no_evaluation(whole, tmp_pat
     assert len(result.state.evaluations) == 3 and same(model, whole[1])
 
 
-@asks
 def test_sigterm_without_checkpoints_says_that_nothing_was_kept():
     with pytest.raises(TrainingError, match="nothing was kept"):
         fit(loss=interrupted(signal.SIGTERM, 3))
@@ -256,7 +248,6 @@ def test_ctrl_c_stops_at_once_and_costs_the_steps_since_the_last_checkpoint(whol
     assert result.messages == ["resumed after step 4 from step-00000004"] and same(model, whole[1])
 
 
-@asks
 @pytest.mark.parametrize("seconds, kept", [(1e-9, ["11", "12"]), (1e9, ["08", "12"])])
 def test_a_checkpoint_is_written_when_the_last_one_is_old(whole, tmp_path, seconds, kept):
     config = TrainingConfig(**vars(USUAL) | dict(save_seconds=seconds))
