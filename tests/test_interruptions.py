@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from test_trainer import Words, collate, fit, same, words_loss, words_rows
 
 from sftbook import folders
-from sftbook import trainer as trainer_module
 from sftbook.core import (CheckpointError, ConfigError, SftbookError, TrainingError, read_json,
                           write_json)
 from sftbook.folders import write_manifest
@@ -146,10 +145,9 @@ for processes, runs in ((1, 7), (2, 3)):
             assert not run(name, processes, (home / name).exists(), when), when
             print(json.dumps([name, *when]), flush=True)
         run(name, processes, True)
-    if hasattr(trainer, "stop_on_sigterm"):
-        name = f"asked-{processes}"
-        assert not run(name, processes, kill=["step", 8, "asked", processes - 1])
-        run(name, processes, True)
+    name = f"asked-{processes}"
+    assert not run(name, processes, kill=["step", 8, "asked", processes - 1])
+    run(name, processes, True)
 '''
 
 
