@@ -201,7 +201,8 @@ def test_altered_bytes_give_a_model_or_a_message(tmp_path_factory, changes):
     except CorpusError as e:
         assert "altered" in e.remedy
     else:
-        shapes = {name: model.tensor(name).shape for name in model.tensors}
+        with np.errstate(invalid="ignore"):  # bytes of another place may be no numbers
+            shapes = {name: model.tensor(name).shape for name in model.tensors}
         assert shapes["embeddings.word_embeddings.weight"] == (WORDS, HIDDEN)
 
 
