@@ -27,7 +27,7 @@ from .run_options import (Config, check_options, check_same_options, check_unuse
                                  options_kept, run_file, save_or_rescue, use_device)
 from .terminal import (
     Answers, BatchSize, Bf16, Checkpoint, Checkpoints, Command, Delimiter, Device, Epochs, Label,
-    Longest, LongTexts, MaxLength, Merge, Metric, MinRows, Output, Patience, Rate, Replace, Resume,
+    Longest, LongTexts, Lora, MaxLength, Merge, Metric, MinRows, Output, Patience, Rate, Replace, Resume,
     Run, Seed, Stopped, Sure, TaskName, TestData, TestSize, Text, Unlabelled, ValidationSize,
     Weights, help_of, in_options, message, option, tolerant_streams)
 
@@ -160,12 +160,14 @@ def train(ctx:typer.Context,
           delimiter:Delimiter=None, max_characters:Longest=100_000, checkpoint:Checkpoint="minilm",
           max_length:MaxLength=256, long_texts:LongTexts="head", unlabelled:Unlabelled=None,
           class_weights:Weights=False, epochs:Epochs=2, batch_size:BatchSize=16,
-          learning_rate:Rate=5e-5, metric:Metric=None, patience:Patience=None, seed:Seed=42,
+          learning_rate:Rate=None, lora:Lora=False, metric:Metric=None, patience:Patience=None, seed:Seed=42,
           device:Device=None, bf16:Bf16=None,
           output:Output=Path("runs/latest"), overwrite:Replace=False, checkpoints:Checkpoints=None,
           resume:Resume=False, config:Config=None):
     "Fine-tune a classifier on labelled texts, measure it on rows put aside, and save it."
     options = SimpleNamespace(**ctx.params)
+    if learning_rate is None:
+        options.learning_rate = 1e-3 if lora else 5e-5
     check_options(options)
     check_unused(ctx)
     check_same_options(options)

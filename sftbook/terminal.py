@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TaskName', 'Text', 'Label', 'Merge', 'Delimiter', 'Longest', 'TestData', 'TestSize', 'ValidationSize', 'MinRows',
-           'Checkpoint', 'MaxLength', 'LongTexts', 'Weights', 'Unlabelled', 'Epochs', 'BatchSize', 'Rate', 'Metric',
-           'Patience', 'Seed', 'Device', 'Bf16', 'Run', 'Output', 'Replace', 'Checkpoints', 'Resume', 'Answers', 'Sure',
-           'message', 'Stopped', 'help_of', 'in_options', 'Tolerant', 'tolerant_streams', 'Command', 'option']
+           'Checkpoint', 'MaxLength', 'LongTexts', 'Weights', 'Unlabelled', 'Epochs', 'BatchSize', 'Rate', 'Lora',
+           'Metric', 'Patience', 'Seed', 'Device', 'Bf16', 'Run', 'Output', 'Replace', 'Checkpoints', 'Resume',
+           'Answers', 'Sure', 'message', 'Stopped', 'help_of', 'in_options', 'Tolerant', 'tolerant_streams', 'Command',
+           'option']
 
 # %% ../nbs/07a_terminal.ipynb #ac42ffe6
 import contextlib
@@ -188,7 +189,10 @@ Unlabelled = Annotated[Optional[str], option(
     "Rows", "file with texts without labels, which the model learns to label itself")]
 Epochs = Annotated[int, option("Training", "passes over the rows")]
 BatchSize = Annotated[int, option("Training", "rows of one step")]
-Rate = Annotated[float, option("Training", "peak learning rate")]
+Rate = Annotated[Optional[float], option(
+    "Training", "peak learning rate; when not given 5e-5, with --lora 1e-3")]
+Lora = Annotated[bool, option(
+    "Training", "train small corrections of the matrices (LoRA) instead of all weights", "--lora")]
 Metric = Annotated[Optional[str], option(
     "Training", "what makes an epoch the best one; accuracy when not given")]
 Patience = Annotated[Optional[int], option(

@@ -131,8 +131,9 @@ def train_model(recipe:Recipe, # begins and finishes
     _check_room(model, config, o)
     others = [part for part in (validation, test) if part is not None]
     rows = recipe.start(task, model, rows, others)
-    tuned = fine_tune(task, rows, validation, config=config, model=model,
-                      checkpoints=o.checkpoints, resume=o.resume, progress=sys.stderr.isatty())
+    tuned = fine_tune(task, rows, validation, config, model=model, checkpoints=o.checkpoints,
+                      trained="lora" if o.lora else "full", resume=o.resume,
+                      progress=sys.stderr.isatty())
     _say_messages(tuned, len(rows))
     if validation is not None:
         recipe.finish(task, model, validation)
