@@ -161,10 +161,11 @@ def test_no_saved_output_is_an_error(path):
 
 
 def module_order():
-    "The modules in the order of the sidebar, each with the notebook that exports it."
+    "The modules in the order of the sidebar, the core first, each with its notebook."
     tree = yaml.safe_load((NBS / "sidebar.yml").read_text(encoding="utf-8"))
-    found = {}
-    for entry in tree["website"]["sidebar"]["contents"]:
+    found, contents = {}, tree["website"]["sidebar"]["contents"]
+    core = [entry for entry in contents if isinstance(entry, dict) and entry["section"] == "Core"]
+    for entry in core + [entry for entry in contents if entry not in core]:
         for notebook in entry["contents"] if isinstance(entry, dict) else [entry]:
             code = "\n".join(cells(NBS / notebook))
             if match := re.search(r"^#\| default_exp (\S+)", code, re.M):

@@ -17,9 +17,11 @@ import torch
 from torch import nn
 
 from ..autotune import autocast, fastest, kernels_restored, use_kernel
-from ..core import CheckpointError, DataError, quiet, read_json
+from ..core import CheckpointError, ConfigError, DataError, quiet, read_json
 from ..evaluation.reports import Report
+from ..lora import add_lora, merge_lora
 from ..model import output_layer, shorten_mean_pooling
+from ..trained_parts import head_only
 from ..trainer import check_best_metric, Trainer, TrainingConfig, TrainingResult
 from ..preprocessing.encoding import fingerprint, length_batches
 
@@ -228,6 +230,16 @@ def _measurement(task, rows):
         return {name: interval.value for name, interval in report.metrics.items()}
     return evaluate
 
+# %% ../../nbs/tasks/06_protocol.ipynb #c0de0602
+def _what_learns(task, model, trained):
+    "The task and the model that are trained. Raises `ConfigError`."
+    if trained not in ("full", "head", "lora"):
+        raise ConfigError(f"trained is {trained!r}", where="fine_tune",
+                          remedy='give "full", "head" or "lora"')
+    if trained == "head":
+        return head_only(task, model)
+    return task, add_lora(model) if trained == "lora" else model
+
 # %% ../../nbs/tasks/06_protocol.ipynb #84a35ba8
 def fine_tune(task:Task, # what to train for
               rows, # labelled rows to train on
@@ -235,6 +247,7 @@ def fine_tune(task:Task, # what to train for
               config:TrainingConfig=TrainingConfig(), # settings of the run
               *,
               model:nn.Module|None=None, # what to start from; `task.init_model()` when None
+              trained:str="full", # what learns: "full", the "head" alone, or "lora" beside all
               checkpoints:str|Path|None=None, # folder for checkpoints; none are written when None
               resume:bool=False, # go on from the newest checkpoint there
               progress:bool=False, # show a progress bar
@@ -250,14 +263,19 @@ def fine_tune(task:Task, # what to train for
     absent = _absent(task, features)
     if new and absent:
         _silence(output_layer(model), absent, len(features))
-    trainer = Trainer(model, task.loss, task.collate, config, augment=task.augment,
-                      evaluate=_measurement(task, validation_rows), directions=task.directions,
+    learner, learning = _what_learns(task, model, trained)
+    if learner is not task:
+        features = learner.encode(rows) # read by the frozen body
+    trainer = Trainer(learning, learner.loss, learner.collate, config, augment=task.augment,
+                      evaluate=_measurement(learner, validation_rows), directions=task.directions,
                       checkpoints=checkpoints, progress=progress, callbacks=callbacks)
-    identity = task_settings(task) | dict(rows=fingerprint(features))
+    identity = task_settings(task) | dict(rows=fingerprint(features), trained=trained)
     result = trainer.fit(features, resume=resume, identity=identity)
+    if trained == "lora":
+        shorten_mean_pooling(merge_lora(model))
     if absent:
         result.messages.append(_say_absent([task.labels[i] for i in absent]))
-    return FineTuned(task, model, result, truncated)
+    return FineTuned(task, model.eval(), result, truncated)
 
 # %% ../../nbs/tasks/06_protocol.ipynb #77fdcc27
 def task_settings(task:Task, # any task

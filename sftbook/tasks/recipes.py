@@ -363,8 +363,7 @@ class TokenClassificationRecipe(Recipe):
         return rows.features["ner_tags"].feature.names
 
     def task(self, rows):
-        o = self.o
-        settings = dict(checkpoint=o.checkpoint, max_length=o.max_length)
+        settings = dict(checkpoint=self.o.checkpoint, max_length=self.o.max_length)
         return TokenClassification.from_rows(rows, **settings)
 
     def baselines(self, train, test):
