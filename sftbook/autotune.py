@@ -171,7 +171,8 @@ def speed_table(model:nn.Module, # of transformers, on a processor
                 training:bool=True, # of a step, or of a forward pass alone
                ) -> dict[str, float]: # `table_key` -> seconds; empty where nothing can be measured
     "The table of this model on this machine; measured once, then read from the cache."
-    if not hasattr(model, "base_model") or model.config.is_encoder_decoder:
+    config = getattr(model, "config", None) # where there is none, it is no model of transformers
+    if config is None or getattr(config, "is_encoder_decoder", False):
         return {}
     about = dict(machine=machine_name(), torch=torch.__version__, model=model.config.model_type,
                  what="step" if training else "forward")

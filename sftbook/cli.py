@@ -21,15 +21,16 @@ from typing import Annotated, Optional
 import typer
 
 # %% ../nbs/08_cli.ipynb #01a522b2
-from .core import ConfigError, DataError, SftbookError, counted, is_main_process
+from .core import (
+    ConfigError, DataError, RunStopped, SftbookError, counted, is_main_process)
 from .folders import reserve_folder
 from .run_options import (Config, check_options, check_same_options, check_unused,
                                  options_kept, run_file, save_or_rescue, use_device)
 from .terminal import (
-    Answers, BatchSize, Bf16, Checkpoint, Checkpoints, Command, Delimiter, Device, Epochs, Label,
-    Longest, LongTexts, Lora, MaxLength, Merge, Metric, MinRows, Output, Patience, Rate, Replace, Resume,
-    Run, Seed, Stopped, Sure, TaskName, TestData, TestSize, Text, Unlabelled, ValidationSize,
-    Weights, help_of, in_options, message, option, tolerant_streams)
+    Answers, BatchSize, Bf16, Checkpoint, Checkpoints, Command, Delimiter, Device, Epochs,
+    Label, Longest, LongTexts, Lora, MaxLength, Merge, Metric, MinRows, Output, Patience, Rate,
+    Replace, Resume, Run, Seed, Stopped, Sure, TaskName, TestData, TestSize, Text, Unlabelled,
+    ValidationSize, Weights, help_of, in_options, message, option, tolerant_streams)
 
 # %% ../nbs/08_cli.ipynb #f42e1552
 _HELP = "Fine-tune language models on labelled texts: fetch, train, evaluate, predict."
@@ -85,6 +86,7 @@ def main(argv:list[str]|None=None, # words of the command line; those of this pr
             code, said = _run(words)
         if said:
             print(said, file=sys.stderr)
+    exec("") # else Python ends by the signal where Ctrl-C came while it compiled a text
     sys.exit(code)
 
 # %% ../nbs/08_cli.ipynb #7b100892
@@ -160,8 +162,8 @@ def train(ctx:typer.Context,
           delimiter:Delimiter=None, max_characters:Longest=100_000, checkpoint:Checkpoint="minilm",
           max_length:MaxLength=256, long_texts:LongTexts="head", unlabelled:Unlabelled=None,
           class_weights:Weights=False, epochs:Epochs=2, batch_size:BatchSize=16,
-          learning_rate:Rate=None, lora:Lora=False, metric:Metric=None, patience:Patience=None, seed:Seed=42,
-          device:Device=None, bf16:Bf16=None,
+          learning_rate:Rate=None, lora:Lora=False, metric:Metric=None, patience:Patience=None,
+          seed:Seed=42, device:Device=None, bf16:Bf16=None,
           output:Output=Path("runs/latest"), overwrite:Replace=False, checkpoints:Checkpoints=None,
           resume:Resume=False, config:Config=None):
     "Fine-tune a classifier on labelled texts, measure it on rows put aside, and save it."
@@ -177,7 +179,7 @@ def train(ctx:typer.Context,
     try:
         with _one_process_speaks(output, overwrite):
             _train(options)
-    except KeyboardInterrupt as e:
+    except (KeyboardInterrupt, RunStopped) as e:
         raise Stopped(f"nothing was left half-written; {again}") from e
 
 # %% ../nbs/08_cli.ipynb #c0de0802

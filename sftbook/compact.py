@@ -79,14 +79,15 @@ def _places_of(model, part):
 # %% ../nbs/03e_compact.ipynb #5336704e
 def _table_of(model):
     "The table of word vectors that may become compact, or None."
-    if not hasattr(model, "get_input_embeddings") or model.config.is_encoder_decoder:
+    config = getattr(model, "config", None)
+    if config is None or getattr(config, "is_encoder_decoder", False):
         return None
     table = model.get_input_embeddings()
     plain = type(table) is nn.Embedding and table.max_norm is None
     if not plain or table.scale_grad_by_freq or table.sparse or not table.weight.requires_grad:
         return None
-    owners = [m for m in model.modules() if any(p is table.weight for p in m._parameters.values())]
-    return table if len(owners) == 1 else None
+    everywhere = [p for m in model.modules() for p in m._parameters.values()] # tied ones twice
+    return table if sum(p is table.weight for p in everywhere) == 1 else None
 
 # %% ../nbs/03e_compact.ipynb #19e4fbd8
 @contextlib.contextmanager

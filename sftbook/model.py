@@ -344,8 +344,8 @@ def training_flops(model:nn.Module, # a model of transformers
                   ) -> float: # floating-point operations of one forward and backward pass
     "What the matrix products of training need: three forward passes' worth (Kaplan et al. 2020)."
     config, body, once = model.config, model.base_model, mean_layers(model)
-    without = [m.weight for m in body.modules() if isinstance(m, nn.Embedding)]
-    without = {id(p) for p in without + [p for layer in once for p in layer.parameters()]}
+    tables = [m for m in body.modules() if isinstance(m, nn.Embedding)]
+    without = {id(p) for p in nn.ModuleList([*tables, *once]).parameters()}
     matrices = sum(p.numel() for p in body.parameters() if p.ndim == 2 and id(p) not in without)
     n, n2 = sum(lengths), sum(length*length for length in lengths)
     return 3.*(2*matrices*n + 4*(config.num_hidden_layers - len(once))*config.hidden_size*n2)

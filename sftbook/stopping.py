@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from .checkpointing import TrainingState, list_checkpoints
-from .core import TrainingError
+from .core import RunStopped
 
 # %% ../nbs/03j_stopping.ipynb #6c1d0f9a
 def _handler(request, owner, former):
@@ -63,10 +63,10 @@ class SaveClock:
 # %% ../nbs/03j_stopping.ipynb #03e6a94d
 def stopped(state:TrainingState, # where the run is
             folder:Path|None, # where its checkpoints live; None: there are none
-           ) -> TrainingError: # to raise
+           ) -> RunStopped: # to raise
     "The error of a run that was asked to stop, and has."
     kept = list_checkpoints(folder) if folder else []
     remedy = (f"the same call with resume=True (--resume) goes on from {kept[-1].name}" if kept else
               "nothing was kept; with checkpoints=FOLDER (--checkpoints) it could have gone on")
-    return TrainingError(f"this run was asked to stop (SIGTERM) and did so after step {state.step}",
-                         where=str(folder or "Trainer.fit"), remedy=remedy)
+    return RunStopped(f"this run was asked to stop (SIGTERM) and did so after step {state.step}",
+                      where=str(folder or "Trainer.fit"), remedy=remedy)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -48,30 +49,13 @@ def scale_gradients(parameters:list[nn.Parameter], # with gradients of a summed 
     torch._foreach_mul_(grads, min(1., max_grad_norm/(norm + 1e-6))/targets)
     return norm
 
-# %% ../nbs/04_trainer.ipynb #b6e07264
-class _Step:
-    "One update of the weights: forward and backward passes, division, clipping, the optimizer."
+# %% ../nbs/04_trainer.ipynb #b6e07263
+class _Passes:
+    "The forward and backward passes of a step, and what they say together."
     def __init__(self, run, choice):
-        self.run, self.model, self.optimizer = run, run.wrapped, run.optimizer
-        self.accelerator, self.max_grad_norm = run.accelerator, run.config.max_grad_norm
+        self.run, self.model, self.accelerator = run, run.wrapped, run.accelerator
         self.dtype, self.kernel = choice.dtype, choice.kernel
         self.parameters = [p for p in run.model.parameters() if p.requires_grad]
-        self.stop = self.save = False # whether a process was asked to stop, a checkpoint is due
-
-    def __call__(self, parts, fetch, factor):
-        "`parts`: rows of each pass; `fetch(row)`: features; `factor`: of the peak learning rate."
-        passes = [self.backward(rows, fetch, i == len(parts) - 1) for i, rows in enumerate(parts)]
-        loss, targets, broken, self.stop, self.save, norm = self.read(torch.stack(passes).sum(0))
-        if broken:
-            _fail(self, [part for part, p in zip(parts, passes) if p[2]], "loss")
-        if not targets: # nothing to learn from, and nothing to divide by
-            return self.optimizer.zero_grad()
-        share = targets/self.accelerator.num_processes # gradients are means over processes
-        norm = scale_gradients(self.parameters, share, self.max_grad_norm, norm)
-        if not math.isfinite(norm):
-            _fail(self, parts, "gradient")
-        self.update(factor)
-        return dict(loss=loss/targets, grad_norm=norm)
 
     def backward(self, rows, fetch, last):
         "Gradients of one pass; its loss, its targets, and 1 where the loss is not finite."
@@ -92,17 +76,41 @@ class _Step:
         sums = self.accelerator.reduce(torch.cat([sums, wishes]), "sum")
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(grads).to(sums)
-        return torch.cat([sums, norm.view(1)]).tolist()
+        names = ("loss", "targets", "broken", "stop", "save", "norm")
+        return SimpleNamespace(**dict(zip(names, torch.cat([sums, norm.view(1)]).tolist())))
+
+# %% ../nbs/04_trainer.ipynb #b6e07264
+class _Step(_Passes):
+    "One update of the weights: passes, division, clipping, the optimizer."
+    stop = save = False # whether a process was asked to stop, and whether a checkpoint is due
+
+    def __call__(self, parts, fetch, factor):
+        "`parts`: rows of each pass; `fetch(row)`: features; `factor`: of the peak learning rate."
+        passes = [self.backward(rows, fetch, i == len(parts) - 1) for i, rows in enumerate(parts)]
+        said = self.read(torch.stack(passes).sum(0))
+        self.stop, self.save = said.stop, said.save
+        if said.broken:
+            _fail(self, [part for part, p in zip(parts, passes) if p[2]], "loss")
+        if not said.targets: # nothing to learn from, and nothing to divide by
+            return self.run.optimizer.zero_grad()
+        share = said.targets/self.accelerator.num_processes # gradients are means over processes
+        norm = scale_gradients(self.parameters, share, self.run.config.max_grad_norm, said.norm)
+        if not math.isfinite(norm):
+            _fail(self, parts, "gradient")
+        self.update(factor)
+        return dict(loss=said.loss/said.targets, grad_norm=norm)
 
     def update(self, factor):
-        for group in self.optimizer.param_groups:
+        "Change the weights; `run` knows what else depends on it."
+        run = self.run
+        for group in run.optimizer.param_groups:
             group["lr"] = group["initial_lr"]*factor
-        self.optimizer.step()
-        if self.run.compact: # word vectors that no row has
-            note_decay(self.run.compact, self.optimizer)
-        if self.run.average:
-            self.run.average.update(self.run.model)
-        self.optimizer.zero_grad()
+        run.optimizer.step()
+        if run.compact: # word vectors that no row has
+            note_decay(run.compact, run.optimizer)
+        if run.average:
+            run.average.update(run.model)
+        run.optimizer.zero_grad()
 
 # %% ../nbs/04_trainer.ipynb #b8949fa8
 def _numbers(loss, targets, device):
@@ -115,7 +123,7 @@ def _numbers(loss, targets, device):
 def _fail(step, parts, what):
     "Every process raises the same error: the rows of all that found something."
     from accelerate.utils import gather_object
-    step.optimizer.zero_grad()
+    step.run.optimizer.zero_grad()
     rows = sorted(gather_object([row for part in parts for row in part]))
     some = ", ".join(map(str, rows[:20])) + (" ..." if len(rows) > 20 else "")
     raise TrainingError(
@@ -199,35 +207,33 @@ class _Run:
         self.callbacks = Callbacks(watching if accelerator.is_main_process else [])
         self.clock = SaveClock(self.config.save_seconds, accelerator.is_main_process)
 
-    def begin(self, resume, identity):
-        "At the beginning, or at a checkpoint, with the format and kernels it was begun with."
-        config, processes = self.config, self.accelerator.num_processes
-        choice = _choice(self.model, config, self.rows.lengths, self.accelerator.device)
-        self.state = TrainingState(choice.dtype, list(choice.kernels),
-                                   self.accelerator.device.type, processes)
-        data = dict(lengths=fingerprint(self.rows.lengths), processes=processes)
-        self.checkpoints = _Checkpoints(self.trainer, asdict(config) | data | (identity or {}),
-                                        self.accelerator)
-        if path := self.checkpoints.find(resume):
-            self.go_on(path)
-        choice = Choice(self.state.dtype, tuple(self.state.kernels))
-        self.step = _Step(self, choice)
-        self.callbacks.on_train_begin(self.state, self.rows.total)
-
-    def go_on(self, path):
-        "Take everything from a checkpoint."
-        self.state, self.best.weights = load_checkpoint(
-            path, self.model, self.optimizer, self.checkpoints.identity,
-            self.accelerator.process_index)
-        if self.average:
-            self.average.load(load_average(path))
-        said = f"resumed after step {self.state.step} from {path.name}"
-        self.checkpoints.messages.append(said)
-
     def finished(self):
         patience = self.config.early_stopping_patience
         waited = patience is not None and self.state.since_best >= patience
         return waited or self.state.epoch >= self.config.num_train_epochs
+
+# %% ../nbs/04_trainer.ipynb #c0de0411
+def _begin(run, resume, identity):
+    "Put a run to where it begins, and get ready for the first step."
+    config, device = run.config, run.accelerator.device
+    choice, processes = _choice(run.model, config, run.rows.lengths, device), run.rows.processes
+    run.state = TrainingState(choice.dtype, list(choice.kernels), device.type, processes)
+    data = dict(lengths=fingerprint(run.rows.lengths), processes=processes) | (identity or {})
+    run.checkpoints = _Checkpoints(run.trainer, asdict(config) | data, run.accelerator)
+    if path := run.checkpoints.find(resume):
+        _go_on(run, path)
+    run.step = _Step(run, Choice(run.state.dtype, tuple(run.state.kernels)))
+    run.callbacks.on_train_begin(run.state, run.rows.total)
+
+# %% ../nbs/04_trainer.ipynb #c0de0412
+def _go_on(run, path):
+    "Take everything from a checkpoint."
+    run.state, run.best.weights = load_checkpoint(
+        path, run.model, run.optimizer, run.checkpoints.identity, run.accelerator.process_index)
+    if run.average:
+        run.average.load(load_average(path))
+    said = f"resumed after step {run.state.step} from {path.name}"
+    run.checkpoints.messages.append(said)
 
 # %% ../nbs/04_trainer.ipynb #c0de0401
 def _free_gradually(model, epochs):
@@ -310,8 +316,7 @@ def _measure(run):
     try:
         with torch.random.fork_rng(), average:
             with whole_word_vectors(run.model, run.compact):
-                values = run.trainer.evaluate(run.model)
-            values = {name: float(value) for name, value in values.items()}
+                values = {k: float(v) for k, v in run.trainer.evaluate(run.model).items()}
             run.best.update(run.state, values, run.model)
     except BaseException: # somebody may also press Ctrl-C here
         run.checkpoints.save(run)
@@ -334,6 +339,17 @@ def _end(run):
     if run.best.name and run.state.best is None:
         messages.append(f"{run.best.name} was never a number: the weights are those of the end")
     return TrainingResult(run.state, messages + run.callbacks.messages)
+
+# %% ../nbs/04_trainer.ipynb #c0de0413
+def _go_through(run):
+    "All epochs; who watches is told of the end, and frozen layers are freed, whatever happens."
+    try:
+        while not run.finished():
+            _epoch(run)
+    finally:
+        run.callbacks.on_train_end(run.state)
+        if run.freeing:
+            run.freeing.end()
 
 # %% ../nbs/04_trainer.ipynb #4dfa7ee4
 class Trainer:
@@ -370,12 +386,6 @@ class Trainer:
               faster(self.model, rows, accelerator.device) as compact,
               stop_on_sigterm() as request):
             run = _Run(self, features, accelerator, compact, request)
-            run.begin(resume, identity)
-            try:
-                while not run.finished():
-                    _epoch(run)
-            finally:
-                run.callbacks.on_train_end(run.state)
-                if run.freeing:
-                    run.freeing.end()
+            _begin(run, resume, identity)
+            _go_through(run)
             return _end(run)

@@ -7,7 +7,9 @@ from test_trainer import Words, collate, same, words_loss, words_rows
 from transformers import BertConfig, BertForSequenceClassification
 
 from sftbook.callbacks import Callback, LogFile
-from sftbook.core import TrainingError
+from sftbook.core import CheckpointError, ConfigError, TrainingError
+from sftbook.tasks.protocol import fine_tune, predict
+from sftbook.tasks.text_classification import TextClassification
 from sftbook.trainer import Trainer, TrainingConfig
 
 USUAL = TrainingConfig(learning_rate=0.05, num_train_epochs=4, per_device_train_batch_size=8,
@@ -214,3 +216,58 @@ def test_a_broken_loss_names_its_rows_with_a_moving_average_too():
     config = TrainingConfig(ema_decay=0.9)
     with pytest.raises(TrainingError, match="training rows"):
         Trainer(model, words_loss, collate, config).fit(words_rows())
+
+
+# ---- what learns, by one word
+
+def news(n=40):
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    words = "striker goal match keeper coach team shares profit bank market oil rose fell".split()
+    texts = [" ".join(words[(i * k) % len(words)] for k in range(1, 3 + i % 5)) for i in range(n)]
+    columns = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    return Dataset.from_dict({"text": texts, "label": [i % 2 for i in range(n)]}, columns)
+
+
+def task_of(checkpoint):
+    return TextClassification.from_rows(news(), checkpoint=str(checkpoint), max_length=16)
+
+
+def tuned(checkpoint, trained, config, **more):
+    return fine_tune(task_of(checkpoint), news(), news(12), config, trained=trained, **more)
+
+
+class Stop(Callback):
+    "Ends a run after a step as somebody at the keyboard does."
+    def __init__(self, after):
+        self.after = after
+
+    def on_step_end(self, state, record):
+        if record["step"] == self.after:
+            raise KeyboardInterrupt
+
+
+STEPS = TrainingConfig(learning_rate=1e-2, num_train_epochs=3, per_device_train_batch_size=8,
+                       save_steps=2, bf16=False, metric_for_best_model="accuracy")
+
+
+@pytest.mark.parametrize("trained", ["full", "head", "lora"])
+def test_whatever_learns_resumes_and_is_a_plain_model(tiny_checkpoint, tmp_path, trained):
+    whole = tuned(tiny_checkpoint, trained, STEPS)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(tiny_checkpoint, trained, STEPS, checkpoints=tmp_path, callbacks=[Stop(8)])
+    resumed = tuned(tiny_checkpoint, trained, STEPS, checkpoints=tmp_path, resume=True)
+    assert same(whole.model, resumed.model)
+    plain = task_of(tiny_checkpoint).init_model()
+    assert list(whole.model.state_dict()) == list(plain.state_dict())
+    body = [torch.equal(a, b) for a, b in zip(whole.model.base_model.parameters(),
+                                              plain.base_model.parameters())]
+    assert all(body) == (trained == "head")
+    rows = predict(whole.task, whole.model, news(12))
+    assert rows.probabilities.shape == (12, 2)
+
+
+def test_a_run_does_not_resume_as_another_kind(tiny_checkpoint, tmp_path):
+    tuned(tiny_checkpoint, "lora", STEPS, checkpoints=tmp_path)
+    with pytest.raises((ConfigError, CheckpointError)):
+        tuned(tiny_checkpoint, "full", STEPS, checkpoints=tmp_path, resume=True)
