@@ -131,6 +131,11 @@ def _set_random_states(states, device=torch.device("cpu")):
     if device.type in states and device.type != "cpu":
         getattr(torch, device.type).set_rng_state(states[device.type])
 
+# %% ../nbs/03b_checkpointing.ipynb #8e55d1c3
+_FILES = {"model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"}
+_BEST = "best.safetensors" # there, where an evaluation has chosen weights
+_AVERAGE = "average.safetensors" # there, where the run keeps a moving average
+
 # %% ../nbs/03b_checkpointing.ipynb #5288e5ba
 def save_checkpoint(folder:Path, # where checkpoints of this run live
                     model:nn.Module, # its weights
@@ -196,11 +201,6 @@ def _move_aside(path):
         return
     aside = (path.with_name(f"{path.name}.damaged-{i}") for i in range(1, 10**6))
     path.rename(next(new for new in aside if not os.path.lexists(new)))
-
-# %% ../nbs/03b_checkpointing.ipynb #8e55d1c3
-_FILES = {"model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"}
-_BEST = "best.safetensors" # there, where an evaluation has chosen weights
-_AVERAGE = "average.safetensors" # there, where the run keeps a moving average
 
 # %% ../nbs/03b_checkpointing.ipynb #6b27fe10
 def _check_whole(path):

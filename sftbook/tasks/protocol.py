@@ -171,7 +171,9 @@ def infer_rows(task:Task, # says how to encode, collate and infer
     features = task.encode(rows)
     lengths = [len(f["input_ids"]) for f in features]
     device, answers = next(model.parameters()).device, [None]*len(features)
-    training, choice = model.training, fastest(model, [64], device.type, training=False)
+    exact = "float32" if device.type == "cpu" else None # as everybody who opens the model computes
+    choice = fastest(model, [64], device.type, training=False, dtype=exact)
+    training = model.training
     model.eval()
     with torch.inference_mode(), kernels_restored(model), autocast(device, choice.dtype):
         for batch in length_batches(lengths, batch_size):
