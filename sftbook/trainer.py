@@ -11,9 +11,9 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import nn
@@ -232,8 +232,7 @@ def _go_on(run, path):
         path, run.model, run.optimizer, run.checkpoints.identity, run.accelerator.process_index)
     if run.average:
         run.average.load(load_average(path))
-    said = f"resumed after step {run.state.step} from {path.name}"
-    run.checkpoints.messages.append(said)
+    run.checkpoints.messages.append(f"resumed after step {run.state.step} from {path.name}")
 
 # %% ../nbs/04_trainer.ipynb #c0de0401
 def _free_gradually(model, epochs):
@@ -351,6 +350,17 @@ def _go_through(run):
         if run.freeing:
             run.freeing.end()
 
+# %% ../nbs/04_trainer.ipynb #c0de0430
+def _words(trainer, features):
+    "Rows with all tokens that batches will have; None: that is not known."
+    known = not trainer.augment and not trainer.config.ema_decay and hasattr(features, "__len__")
+    if not known or not len(features):
+        return None
+    lengths = [len(row["input_ids"]) for row in features]
+    ends = [features[lengths.index(end(lengths))] for end in (min, max)]
+    filled = trainer.collate(ends).get("input_ids")
+    return None if filled is None else chain(features, [dict(input_ids=filled.flatten().tolist())])
+
 # %% ../nbs/04_trainer.ipynb #4dfa7ee4
 class Trainer:
     "Train `model` on encoded rows. What a task means comes in as `loss`, `collate` and `evaluate`."
@@ -377,13 +387,12 @@ class Trainer:
             features:list[dict], # encoded rows; `input_ids` gives their length
             *,
             resume:bool=False, # go on from the newest whole checkpoint, where there is one
-            identity:dict[str, Any]|None=None, # what else the run depends on; a resume names it
+            identity:dict|None=None, # what else the run depends on; a resume names it
            ) -> TrainingResult: # what happened; the model is trained in place
         "Train. Raises `TrainingError` for a broken step, `ConfigError`, `CheckpointError`."
         check_sharing(self.model)
-        rows = None if self.augment or self.config.ema_decay else features
         with (own_accelerator(self.config.gradual_unfreezing) as accelerator,
-              faster(self.model, rows, accelerator.device) as compact,
+              faster(self.model, _words(self, features), accelerator.device) as compact,
               stop_on_sigterm() as request):
             run = _Run(self, features, accelerator, compact, request)
             _begin(run, resume, identity)

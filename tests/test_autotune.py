@@ -153,7 +153,9 @@ def test_the_table_is_whole_again_after_an_error(tiny_checkpoint, error):
 
 def test_a_token_that_no_row_has_is_refused_and_one_of_an_augmentation_is_not(tiny_checkpoint):
     def strange(features):
-        return collate([{**f, "input_ids": [20] + f["input_ids"]} for f in features])
+        some = [{**f, "input_ids": [20, *f["input_ids"]]} if len(f["input_ids"]) == 3 else f
+                for f in features]
+        return collate(some)
 
     def augment(features, rng):
         return {**features, "input_ids": [20] + features["input_ids"]}
@@ -198,3 +200,15 @@ def test_a_table_that_must_stay_whole_stays(tiny_checkpoint, change):
         features = [dict(input_ids=list(range(20)))]
     with compact_word_vectors(model, features) as compact:
         assert compact is None
+
+
+def test_padding_that_is_no_token_of_the_model_is_found(tiny_checkpoint):
+    "A decoder's padding token stands in its tokenizer alone."
+    model = bert(tiny_checkpoint)
+    model.config.pad_token_id = None
+    model.get_input_embeddings().padding_idx = None
+
+    def padded(features):
+        return pad_batch(features, {"input_ids": 23})
+
+    Trainer(model, loss, padded, USUAL).fit(rows())
