@@ -129,23 +129,34 @@ def _seconds(body, batch, dtype, training):
     body.zero_grad()
     return time.perf_counter() - start
 
+# %% ../nbs/03f_autotune.ipynb #5c0de720
+def _round(bodies, ways, training):
+    "Seconds of each way, once."
+    return [_seconds(bodies[kernel], _batch(length), dtype, training)
+            for dtype, kernel, length in ways]
+
+# %% ../nbs/03f_autotune.ipynb #5c0de721
+def _settled(rounds):
+    "Whether the last round has made no way faster than before, by three per cent or more."
+    before = [min(times) for times in zip(*rounds[:-1])]
+    return all(last > 0.97*least for last, least in zip(rounds[-1], before))
+
 # %% ../nbs/03f_autotune.ipynb #7dc50ecc
 def measure_table(model:nn.Module, # of transformers, on a processor
                   training:bool=True, # a step, or a forward pass alone
-                  rounds:int=4, # the first is not counted
+                  limit:float=8., # seconds after which no new round begins
                  ) -> dict[str, float]: # `table_key` -> least seconds of one layer
     "Measure all formats and kernels at all lengths, in turns; draws no random number."
-    kernels, table = KERNELS if model._supports_sdpa else ("eager",), {}
+    kernels, start = KERNELS if model._supports_sdpa else ("eager",), time.perf_counter()
     ways = [(dtype, k, n) for n in LENGTHS for dtype in FORMATS for k in kernels]
     memory = keep_freed_memory() if training else contextlib.nullcontext()
     with quiet(), torch.random.fork_rng(), memory:
         bodies = {kernel: _one_layer(model, kernel) for kernel in kernels}
-        for turn in range(rounds):
-            for dtype, kernel, length in ways:
-                spent = _seconds(bodies[kernel], _batch(length), dtype, training)
-                key = table_key(dtype, kernel, length)
-                table[key] = spent if turn < 2 else min(spent, table[key])
-    return table
+        _round(bodies, ways, training) # the first one warms up
+        rounds = [_round(bodies, ways, training) for _ in range(2)]
+        while not _settled(rounds) and time.perf_counter() - start < limit:
+            rounds.append(_round(bodies, ways, training))
+    return {table_key(*way): min(times) for way, times in zip(ways, zip(*rounds))}
 
 # %% ../nbs/03f_autotune.ipynb #26d3d950
 def machine_name() -> str: # such as "AMD EPYC 9R14, AVX512, 2 threads"

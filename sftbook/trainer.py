@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -77,7 +76,7 @@ class _Passes:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(grads).to(sums)
         names = ("loss", "targets", "broken", "stop", "save", "norm")
-        return SimpleNamespace(**dict(zip(names, torch.cat([sums, norm.view(1)]).tolist())))
+        return dict(zip(names, torch.cat([sums, norm.view(1)]).tolist()))
 
 # %% ../nbs/04_trainer.ipynb #b6e07264
 class _Step(_Passes):
@@ -88,17 +87,17 @@ class _Step(_Passes):
         "`parts`: rows of each pass; `fetch(row)`: features; `factor`: of the peak learning rate."
         passes = [self.backward(rows, fetch, i == len(parts) - 1) for i, rows in enumerate(parts)]
         said = self.read(torch.stack(passes).sum(0))
-        self.stop, self.save = said.stop, said.save
-        if said.broken:
+        self.stop, self.save = said["stop"], said["save"]
+        if said["broken"]:
             _fail(self, [part for part, p in zip(parts, passes) if p[2]], "loss")
-        if not said.targets: # nothing to learn from, and nothing to divide by
+        if not said["targets"]: # nothing to learn from, and nothing to divide by
             return self.run.optimizer.zero_grad()
-        share = said.targets/self.accelerator.num_processes # gradients are means over processes
-        norm = scale_gradients(self.parameters, share, self.run.config.max_grad_norm, said.norm)
+        share = said["targets"]/self.accelerator.num_processes # gradients are means over processes
+        norm = scale_gradients(self.parameters, share, self.run.config.max_grad_norm, said["norm"])
         if not math.isfinite(norm):
             _fail(self, parts, "gradient")
         self.update(factor)
-        return dict(loss=said.loss/said.targets, grad_norm=norm)
+        return dict(loss=said["loss"]/said["targets"], grad_norm=norm)
 
     def update(self, factor):
         "Change the weights; `run` knows what else depends on it."
@@ -391,7 +390,8 @@ class Trainer:
            ) -> TrainingResult: # what happened; the model is trained in place
         "Train. Raises `TrainingError` for a broken step, `ConfigError`, `CheckpointError`."
         check_sharing(self.model)
-        with (own_accelerator(self.config.gradual_unfreezing) as accelerator,
+        changing = self.config.gradual_unfreezing or hasattr(self.model, "peft_config")
+        with (own_accelerator(changing) as accelerator,
               faster(self.model, _words(self, features), accelerator.device) as compact,
               stop_on_sigterm() as request):
             run = _Run(self, features, accelerator, compact, request)

@@ -136,3 +136,36 @@ def test_the_launcher_for_processors_still_starts_one_process(tmp_path):
               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     done = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=120)
     assert done.stdout.split("\n") == ["process None", ""], done.stdout + done.stderr
+
+
+LEARNS = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from accelerate import PartialState
+from sftbook.tasks.protocol import fine_tune
+from test_run import STEPS, news, task_of
+
+task, out, rank = task_of(sys.argv[2]), Path(sys.argv[3]), PartialState(cpu=True).process_index
+task.pooling = "mean"  # whose layer has weights that take no part
+config = replace(STEPS, metric_for_best_model=None, num_train_epochs=2)
+ways = {"full": {}, "head": {}, "lora": {}, "gradual": dict(gradual_unfreezing=True)}
+for name, settings in ways.items():
+    trained = "full" if settings else name
+    model = fine_tune(task, news(), None, replace(config, **settings), trained=trained).model
+    sums = [p.double().sum().item() for p in model.parameters()]
+    (out / f"{name}.{rank}").write_text(json.dumps(sums))
+"""
+
+
+def test_whatever_learns_two_processes_end_in_the_same_weights(tiny_checkpoint, tmp_path):
+    (tmp_path / "learns.py").write_text(LEARNS)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    words = [tmp_path / "learns.py", Path(__file__).parent, tiny_checkpoint, tmp_path]
+    done = subprocess.run([*LAUNCH, *map(str, words)], env=environment, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("full", "head", "lora", "gradual"):
+        one, two = ((tmp_path / f"{name}.{rank}").read_text() for rank in (0, 1))
+        assert one == two and len(json.loads(one)) > 20, name
