@@ -21,7 +21,7 @@ setup(
     packages=find_packages(include=["sftbook", "sftbook.*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "docs")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "docs", "zh", "labels")},
     include_package_data=True,
     entry_points={"console_scripts": [cfg["console_scripts"]]},
     zip_safe=False,
