@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
+EXTRAS = "dev", "docs", "zh", "labels"
 
 setup(
     name=cfg["lib_name"],
@@ -21,7 +22,7 @@ setup(
     packages=find_packages(include=["sftbook", "sftbook.*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "docs", "zh", "labels")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in EXTRAS},
     include_package_data=True,
     entry_points={"console_scripts": [cfg["console_scripts"]]},
     zip_safe=False,

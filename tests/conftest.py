@@ -1,5 +1,6 @@
 "Things several tests need."
 import os
+import sys
 
 import pytest
 
@@ -10,8 +11,26 @@ def pytest_configure(config):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items):
+def _same_numbers():
+    "What is drawn at random does not depend on the tests that ran before."
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup():
+    _same_numbers()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call():
+    _same_numbers()
+
+
+def pytest_collection_modifyitems(config, items):
     "Tests of one file share what they prepare, so one worker runs them; notebooks share nothing."
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
     for item in items:
         if item.path.name != "test_notebooks.py":
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
@@ -20,7 +39,6 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
     "A BERT that trains in a second, with a tokenizer, as a folder; nothing is downloaded."
-    import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -37,7 +55,5 @@ def tiny_checkpoint(tmp_path_factory):
     PreTrainedTokenizerFast(tokenizer_object=backend, **tokens).save_pretrained(folder)
     sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
                  intermediate_size=64, max_position_embeddings=64)
-    with torch.random.fork_rng():  # the same weights, whichever tests ran before
-        torch.manual_seed(0)
-        BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(folder)
     return folder

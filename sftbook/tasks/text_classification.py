@@ -183,19 +183,26 @@ def fit_head(model:nn.Module, # its output layer is set in place
     if len(fitted.classes_) == 2:
         weight, bias = np.stack([-weight[0], weight[0]])/2, np.ravel([-bias[0], bias[0]])/2
     lowest = (features @ weight.T + bias).max(1).min() - 3 # a twentieth of the winner at its lowest
-    _set_layer(layer, fitted.classes_, weight, bias, float(lowest))
+    absent = _direction_of(features, lowest) if layer.bias is None else np.zeros(features.shape[1])
+    _set_layer(layer, fitted.classes_, weight, bias, absent, float(lowest))
     return model
 
 # %% ../../nbs/tasks/06a_text_classification.ipynb #69409119
 @torch.no_grad()
-def _set_layer(layer, classes, weight, bias, lowest):
-    "Set the classes that have rows; the others get no weight and the lowest bias."
-    layer.weight.zero_()
+def _set_layer(layer, classes, weight, bias, absent, lowest):
+    "Set the classes that have rows; the others get the weights `absent` and the lowest bias."
+    layer.weight[:] = torch.tensor(absent, dtype=torch.float32)
     layer.weight[classes] = torch.tensor(weight, dtype=torch.float32)
     if layer.bias is None:
         return
     layer.bias.fill_(lowest)
     layer.bias[classes] = torch.tensor(bias, dtype=torch.float32)
+
+# %% ../../nbs/tasks/06a_text_classification.ipynb #06a0b1a6
+def _direction_of(features, score):
+    "The shortest weights that give each row about that score."
+    wanted = np.full(len(features), float(score))
+    return np.linalg.lstsq(features, wanted, rcond=1e-2)[0]
 
 # %% ../../nbs/tasks/06a_text_classification.ipynb #605cf992
 def pseudo_labels(features:np.ndarray, # (rows, hidden) of labelled rows, from `pooled_features`
