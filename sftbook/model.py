@@ -37,8 +37,7 @@ def load_tokenizer(checkpoint:str, # name in the book's registry, folder, or hub
         raise _cannot_load(checkpoint, "tokenizer", e) from e
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if max_length:
-        tokenizer.model_max_length = max_length
+    tokenizer.model_max_length = max_length or tokenizer.model_max_length
     return tokenizer
 
 # %% ../nbs/03_model.ipynb #331e78dd
@@ -344,11 +343,12 @@ def training_flops(model:nn.Module, # a model of transformers
                   ) -> float: # floating-point operations of one forward and backward pass
     "What the matrix products of training need: three forward passes' worth (Kaplan et al. 2020)."
     config, body, once = model.config, model.base_model, mean_layers(model)
-    tables = [m for m in body.modules() if isinstance(m, nn.Embedding)]
-    without = {id(p) for p in nn.ModuleList([*tables, *once]).parameters()}
-    matrices = sum(p.numel() for p in body.parameters() if p.ndim == 2 and id(p) not in without)
-    n, n2 = sum(lengths), sum(length*length for length in lengths)
-    return 3.*(2*matrices*n + 4*(config.num_hidden_layers - len(once))*config.hidden_size*n2)
+    aside = nn.ModuleList([*once, *[m for m in body.modules() if isinstance(m, nn.Embedding)]])
+    without = {id(p) for p in aside.parameters()}
+    matrices = [p for p in body.parameters() if p.ndim == 2 and id(p) not in without]
+    passes = sum(p.numel()*(2 + p.requires_grad) for p in matrices) # a frozen one has no gradient
+    attention = 12.*(config.num_hidden_layers - len(once))*config.hidden_size
+    return sum(2.*passes*n + attention*n*n for n in lengths)
 
 # %% ../nbs/03_model.ipynb #56d64ff8
 class ByteDropout(nn.Module):

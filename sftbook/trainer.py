@@ -29,7 +29,7 @@ from .compact import note_decay, whole_word_vectors
 from .core import ConfigError, TrainingError, set_seed
 from .folders import remove_leftovers
 from .model import training_flops
-from .plan import _Rows, check_sharing, plan_epoch, split_step
+from .plan import _Rows, check_sharing, name_rows, plan_epoch, split_step
 from .preprocessing.encoding import fingerprint
 from .settings import TrainingConfig, check_best_metric, learning_rate_factor
 from .stopping import SaveClock, stop_on_sigterm, stopped
@@ -124,10 +124,9 @@ def _fail(step, parts, what):
     from accelerate.utils import gather_object
     step.run.optimizer.zero_grad()
     rows = sorted(gather_object([row for part in parts for row in part]))
-    some = ", ".join(map(str, rows[:20])) + (" ..." if len(rows) > 20 else "")
     raise TrainingError(
         f"the {what} is not a finite number; the weights are as they were before this step",
-        where=f"training rows {some} (the first is 0)",
+        where=step.run.trainer.name_rows(rows),
         remedy="look at these rows for broken input; if they are fine, lower learning_rate")
 
 # %% ../nbs/04_trainer.ipynb #41a781d1
@@ -375,12 +374,13 @@ class Trainer:
                  checkpoints:str|Path|None=None, # folder for them; none are written when None
                  progress:bool=False, # show a progress bar
                  callbacks:list=(), # `Callback` objects that watch
+                 name_rows:Callable=name_rows, # numbers of features -> where they come from
                 ):
         self.more_is_better = check_best_metric(config, directions, evaluate is not None)
         self.model, self.config = model, config
         self.loss, self.collate, self.evaluate = loss, collate, evaluate
         self.augment, self.progress, self.callbacks = augment, progress, list(callbacks)
-        self.checkpoints = Path(checkpoints) if checkpoints else None
+        self.checkpoints, self.name_rows = Path(checkpoints) if checkpoints else None, name_rows
 
     def fit(self,
             features:list[dict], # encoded rows; `input_ids` gives their length

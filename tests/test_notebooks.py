@@ -1,44 +1,40 @@
 """Every notebook runs from top to bottom in the profile `quick`, by nbdev's own `test_nb`, each in
 a process of its own, and says nothing on stderr."""
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).parent.parent
 NBS = ROOT / "nbs"
 NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 
-# test_nb says whether all went well, and keeps what the cells wrote on stderr to itself
-RUN = """
-import sys
-from pathlib import Path
-import nbdev.test
 
-class Kept(nbdev.test.NBProcessor):
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        Kept.notebook = self.nb
+def execute(path):
+    "`test_nb` says whether all went well, and keeps what the cells wrote on stderr to itself."
+    import nbdev.test
 
-nbdev.test.NBProcessor = Kept
-config = nbdev.test.get_config()
-skipped = config.tst_flags.split()
-passed, _ = nbdev.test.test_nb(Path(sys.argv[1]), skip_flags=skipped, basepath=config.config_path)
-outputs = [output for cell in Kept.notebook.cells for output in cell.get("outputs", [])]
-said = ["".join(output["text"]) for output in outputs if output.get("name") == "stderr"]
-print(*said, file=sys.stderr, end="")
-sys.exit(not passed)
-"""
+    class Kept(nbdev.test.NBProcessor):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            Kept.notebook = self.nb
+
+    nbdev.test.NBProcessor = Kept
+    config = nbdev.test.get_config()
+    skipped = config.tst_flags.split()
+    passed, _ = nbdev.test.test_nb(path, skip_flags=skipped, basepath=config.config_path)
+    outputs = [output for cell in Kept.notebook.cells for output in cell.get("outputs", [])]
+    said = ["".join(output["text"]) for output in outputs if output.get("name") == "stderr"]
+    print(*said, file=sys.stderr, end="")
+    sys.exit(not passed)
 
 
 def run(path):
     "The finished process that ran a notebook."
-    environment = {**os.environ, "SFTBOOK_PROFILE": "quick", "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.run([sys.executable, "-c", RUN, str(path)], env=environment, cwd=ROOT,
-                          capture_output=True, text=True)
+    environment = {"SFTBOOK_PROFILE": "quick", "TOKENIZERS_PARALLELISM": "false"}
+    return forked.run(execute, path, environment=environment, folder=ROOT)
 
 
 def name(path):

@@ -1,8 +1,10 @@
 "What a run does besides the loop, as behaviour: evaluations between epochs, averages, watchers."
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_trainer import Words, collate, same, words_loss, words_rows
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -271,3 +273,13 @@ def test_a_run_does_not_resume_as_another_kind(tiny_checkpoint, tmp_path):
     tuned(tiny_checkpoint, "lora", STEPS, checkpoints=tmp_path)
     with pytest.raises((ConfigError, CheckpointError)):
         tuned(tiny_checkpoint, "full", STEPS, checkpoints=tmp_path, resume=True)
+
+
+def test_a_head_does_not_go_on_with_another_body(tiny_checkpoint, tmp_path):
+    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    tuned(other, "head", STEPS, checkpoints=tmp_path / "run")
+    weights = load_file(other / "model.safetensors")
+    weights["encoder.layer.0.output.dense.bias"] += 1e-3
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="body|rows"):
+        tuned(other, "head", STEPS, checkpoints=tmp_path / "run", resume=True)

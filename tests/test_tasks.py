@@ -11,11 +11,12 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from sklearn.linear_model import LogisticRegression
 
-from sftbook.core import CheckpointError, ConfigError, DataError, SftbookError
+from sftbook.core import CheckpointError, ConfigError, DataError, SftbookError, TrainingError
 from sftbook.folders import write_manifest
 from sftbook.evaluation.classification import classification_report
 from sftbook.evaluation.entities import entity_report
 from sftbook.model import output_layer
+from sftbook.rows import load_rows
 from sftbook.spans import split_words
 from sftbook.tasks.masked_language_modelling import MaskedLanguageModelling, masked_report
 from sftbook.tasks.protocol import fine_tune, predict
@@ -72,6 +73,16 @@ def test_directions_name_what_the_reports_hold():
         assert kind.directions.keys() == report.metrics.keys()
         losses = {name for name, more in kind.directions.items() if not more}
         assert losses == {"log_loss", "brier", "ece", "loss", "perplexity"} & set(report.metrics)
+
+
+def test_a_broken_step_names_the_lines_of_the_file_and_not_positions(task, tmp_path):
+    labels = ["sport"] * 3 + ["business"] * 3
+    lines = [f"{text},{label}" for text, label in zip(TEXTS, labels)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", "", *lines]))  # an empty line before
+    rows, model = load_rows(tmp_path / "a.csv"), task.init_model()
+    model.get_input_embeddings().weight.data[task.tokenizer("keeper")["input_ids"][1]] = np.nan
+    with pytest.raises(TrainingError, match="a.csv, training rows at line 4:"):
+        fine_tune(task, rows, config=TrainingConfig(per_device_train_batch_size=1), model=model)
 
 
 # --- heads

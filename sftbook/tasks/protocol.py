@@ -21,7 +21,8 @@ from ..core import CheckpointError, ConfigError, DataError, quiet, read_json
 from ..evaluation.reports import Report
 from ..lora import add_lora, merge_lora
 from ..model import output_layer, shorten_mean_pooling
-from ..trained_parts import head_only
+from ..plan import name_lines
+from ..trained_parts import head_only, weights_fingerprint
 from ..trainer import check_best_metric, Trainer, TrainingConfig, TrainingResult
 from ..preprocessing.encoding import fingerprint, length_batches
 
@@ -266,12 +267,16 @@ def fine_tune(task:Task, # what to train for
     if new and absent:
         _silence(output_layer(model), absent, len(features))
     learner, learning = _what_learns(task, model, trained)
+    named = name_lines(rows, features)
     if learner is not task:
         features = learner.encode(rows) # read by the frozen body
     trainer = Trainer(learning, learner.loss, learner.collate, config, augment=task.augment,
                       evaluate=_measurement(learner, validation_rows), directions=task.directions,
-                      checkpoints=checkpoints, progress=progress, callbacks=callbacks)
+                      checkpoints=checkpoints, progress=progress, callbacks=callbacks,
+                      name_rows=named)
     identity = task_settings(task) | dict(rows=fingerprint(features), trained=trained)
+    if trained == "head": # its checkpoints hold no body
+        identity["body"] = weights_fingerprint(model.base_model.state_dict())
     result = trainer.fit(features, resume=resume, identity=identity)
     if trained == "lora":
         shorten_mean_pooling(merge_lora(model))
