@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -105,6 +106,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--rate", type=float, default=5e-3)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="add all that was measured to this file")
     parser.add_argument("--run", choices=RUNS.values(), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
@@ -116,6 +118,10 @@ def main():
             for name, key in RUNS.items():
                 found[name].append(in_a_process(key, args, folder))
     report(found, args)
+    if args.json:
+        kept = json.loads(args.json.read_text()) if args.json.exists() else {}
+        kept[args.workload] = dict(epochs=args.epochs, runs=found)
+        args.json.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def report(found, args):
