@@ -107,11 +107,26 @@ def test_rows_that_are_not_trusted_are_answered_and_not_learnt_from():
     assert p.sum(1) == pytest.approx(1)
 
 
+def test_a_sparse_matrix_is_taken_as_rows():
+    from scipy.sparse import csr_matrix
+    vectors, labels, clusters = separable()
+    dense = out_of_fold(LogisticRegression(), vectors, labels, clusters)
+    sparse = out_of_fold(LogisticRegression(), csr_matrix(vectors), labels, clusters)
+    assert sparse == pytest.approx(dense, abs=1e-3)
+
+
 def test_answers_are_the_same_twice_and_in_the_order_of_the_rows():
     vectors, labels, clusters = separable()
     first = out_of_fold(LogisticRegression(), vectors, labels, clusters)
     assert (first == out_of_fold(LogisticRegression(), vectors, labels, clusters)).all()
     assert (first.argmax(1) == labels).mean() > 0.95
+
+
+def test_a_class_that_is_a_single_cluster_is_refused_before_anything_is_trained():
+    with pytest.raises(DataError, match="class 1 are in one fold"):
+        out_of_fold(None, np.zeros((8, 2)), [0]*6 + [1, 1], [0, 1, 2, 3, 4, 5, 6, 6])
+    with pytest.raises(DataError, match="one label"):
+        out_of_fold(None, np.zeros((8, 2)), [0]*8, range(8))
 
 
 def test_one_huge_cluster_leaves_other_folds_nonempty():
@@ -125,9 +140,9 @@ def test_certainties_of_zero_and_one_can_be_joined():
 
 
 @pytest.mark.parametrize("labels, probabilities, said", [
-    ([0, 1], [[0.5, 0.5]], "for each row"), ([0, 2], [[0.5, 0.5]]*2, "number the classes"),
+    ([0, 1], [[0.5, 0.5]], "for each row"), ([0, 2], [[0.5, 0.5]]*2, "2 classes"),
     ([0, -1], [[0.5, 0.5]]*2, "number the classes"), ([0], [[0.9, 0.9]], "no distribution"),
-    ([0], [[3., -2.]], "no distribution"), (["a"], [[0.5, 0.5]], "class id")])
+    ([0], [[3., -2.]], "no distribution"), (["a"], [[0.5, 0.5]], "no class ids")])
 def test_what_is_no_probability_is_refused(labels, probabilities, said):
     for judge in (label_suspects, confident_joint, estimate_noise):
         with pytest.raises(DataError, match=said):
@@ -225,7 +240,8 @@ def test_a_bad_line_is_named_and_says_what_to_do(path, text, said):
     before = path.read_bytes()
     with pytest.raises(DataError) as e:
         read_decisions(path)
-    assert said in str(e.value) and "line 2" in str(e.value) and "What to do" in str(e.value)
+    assert said in str(e.value) and "line 2" in str(e.value)
+    assert 'What to do: correct or delete the line; it reads {"key"' in str(e.value)
     with pytest.raises(DataError):
         add_decision(path, Decision("b", "negative", "keep"))
     assert path.read_bytes() == before, "a file that cannot be read must not be written to"

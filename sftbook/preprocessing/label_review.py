@@ -18,7 +18,7 @@ from ..core import DataError, SftbookError, counted, write_text
 from .copies import text_key
 from .labels import Suspects
 from .rows import _label_names, _with_classes
-from ..records import open_records
+from ..records import _ROWS, open_records
 
 # %% ../../nbs/preprocessing/02g_label_review.ipynb #02a70009
 DECISIONS = ("keep", "fix", "drop")
@@ -62,7 +62,7 @@ def _read_lines(path):
     if not path.exists() or not path.stat().st_size:
         return []
     found, problems = [], []
-    for line, record in open_records(path):
+    for line, record in _records(path):
         strange = sorted(record.keys() - {"key", "given", "decision", "label"})
         decision = Decision(*map(record.get, ("key", "given", "decision", "label")))
         problem = f"there is no field {strange[0]!r}" if strange else decision.problem()
@@ -71,6 +71,13 @@ def _read_lines(path):
     if problems:
         raise DataError.from_problems(problems, remedy=_LINE)
     return found
+
+def _records(path):
+    try:
+        return open_records(path)
+    except DataError as e: # its remedy may be about rows
+        remedy = _LINE if e.remedy == _ROWS else e.remedy
+        raise DataError(e.message, where=e.where, remedy=remedy) from e
 
 _LINE = ('correct or delete the line; it reads {"key": "...", "given": "...", "decision": '
          '"fix", "label": "..."}, and keep and drop have no label')

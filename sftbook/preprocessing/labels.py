@@ -13,21 +13,29 @@ import numpy as np
 
 from ..core import ConfigError, counted, DataError, quiet
 
+# %% ../../nbs/preprocessing/02f_labels.ipynb #02f0005a1
+def _class_ids(labels):
+    "Labels as an array of class ids. Raises `DataError` where they are none."
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+        raise DataError(f"these are no class ids: {str(labels.tolist())[:60]}", where="labels",
+                        remedy="number the classes from 0, and give one number a row")
+    return labels.astype(np.int64)
+
 # %% ../../nbs/preprocessing/02f_labels.ipynb #02f0000b
 def _checked(labels, probabilities):
     "Labels as ids and probabilities as an array. Raises `DataError` where they don't fit."
-    labels, p = np.asarray(labels), np.asarray(probabilities, dtype=float)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or p.ndim != 2 or len(p) != len(labels):
-        what = f"labels of shape {labels.shape} ({labels.dtype}), probabilities {p.shape}"
-        raise DataError(what, where="probabilities",
-                        remedy="give one class id, and one probability a class, for each row")
+    labels, p = _class_ids(labels), np.asarray(probabilities, dtype=float)
+    if p.ndim != 2 or len(p) != len(labels):
+        raise DataError(f"labels of {len(labels):,} rows, probabilities of shape {p.shape}",
+                        where="probabilities", remedy="give (rows, classes), one line for each row")
     if not np.isfinite(p).all() or p.min(initial=0) < 0 or abs(p.sum(1) - 1).max(initial=0) > 1e-3:
         raise DataError("a row is no distribution over the classes", where="probabilities",
                         remedy="numbers of at least 0 that add up to 1; no logits, no scores")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < p.shape[1]:
-        what = f"ids from {labels.min()} to {labels.max()}, and {p.shape[1]} classes"
-        raise DataError(what, where="labels", remedy="number the classes from 0")
-    return labels.astype(np.int64), p
+    if labels.max(initial=0) >= max(1, p.shape[1]):
+        raise DataError(f"ids up to {labels.max()}, and {p.shape[1]} classes", where="labels",
+                        remedy="give a column of probabilities for each class")
+    return labels, p
 
 # %% ../../nbs/preprocessing/02f_labels.ipynb #02f0000d
 def confident_thresholds(labels, # (rows,) class ids that were given
@@ -168,9 +176,10 @@ def out_of_fold(model, # with `fit` and `predict_proba`; it is cloned, not chang
                 seed:int=0, # of the folds
                ) -> np.ndarray: # (rows, classes)
     "Ask about each row a model that was trained without it and its near-copies. `DataError`."
-    labels = _checked(labels, np.eye(max(labels, default=0) + 1)[np.asarray(labels)])[0]
-    if not len(inputs) == len(labels) == len(clusters):
-        lengths = f"{len(inputs):,} inputs, {len(labels):,} labels, {len(clusters):,} clusters"
+    labels = _class_ids(labels)
+    n = inputs.shape[0] if hasattr(inputs, "shape") else len(inputs) # a sparse matrix has no len
+    if not n == len(labels) == len(clusters):
+        lengths = f"{n:,} inputs, {len(labels):,} labels, {len(clusters):,} clusters"
         raise DataError(lengths, where="out_of_fold", remedy="give one of each a row")
     trusted, rounds = np.ones(len(labels), bool) if trusted is None else np.asarray(trusted), []
     for repeat in range(repeats):
@@ -183,12 +192,11 @@ def _one_round(model, inputs, labels, fold_of, trusted):
     "Each fold answered by a model that was trained on the others."
     from sklearn.base import clone
     answers = np.zeros((len(labels), labels.max() + 1))
-    for fold in range(fold_of.max() + 1):
-        own, rest = np.flatnonzero(fold_of == fold), np.flatnonzero((fold_of != fold) & trusted)
-        missing = set(labels[own].tolist()) - set(labels[rest].tolist())
-        if missing:
-            raise DataError(f"nothing to learn class {min(missing)} from", where=f"fold {fold}",
-                            remedy="drop classes that have hardly any rows (drop_rare_classes)")
+    parts = [(np.flatnonzero((fold_of != fold) & trusted), np.flatnonzero(fold_of == fold))
+             for fold in range(fold_of.max() + 1)]
+    for rest, _ in parts:
+        _check_training(labels, rest)
+    for rest, own in parts:
         with quiet():
             fitted = clone(model).fit(_take(inputs, rest), labels[rest])
             answers[own[:, None], fitted.classes_] = fitted.predict_proba(_take(inputs, own))
@@ -197,6 +205,18 @@ def _one_round(model, inputs, labels, fold_of, trusted):
 def _take(inputs, rows):
     "Rows of an array, of a sparse matrix or of a list."
     return inputs[rows] if hasattr(inputs, "shape") else [inputs[i] for i in rows]
+
+# %% ../../nbs/preprocessing/02f_labels.ipynb #02f0050c
+def _check_training(labels, rest):
+    "Each class must be among the rows that a fold's model learns from, and there must be two."
+    missing = set(labels.tolist()) - set(labels[rest].tolist())
+    if missing:
+        raise DataError(f"all rows of class {min(missing)} are in one fold, or not trusted",
+                        where="labels", remedy="drop classes that have hardly any rows "
+                        "(drop_rare_classes), or ask for more folds")
+    if len(set(labels.tolist())) < 2:
+        raise DataError("all rows have one label", where="labels",
+                        remedy="give rows of at least two classes")
 
 # %% ../../nbs/preprocessing/02f_labels.ipynb #02f00038
 def joined(*probabilities:np.ndarray, # each (rows, classes), of different models or rounds
