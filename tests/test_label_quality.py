@@ -1,6 +1,7 @@
 "Wrong labels and the decisions about them: each test is named after what must not happen."
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +46,8 @@ def separable(rows=400, classes=3, seed=0):
     "Vectors in clear groups, their labels, and clusters of two rows each."
     rng = np.random.default_rng(seed)
     labels = np.repeat(rng.integers(classes, size=rows // 2), 2)
-    return 6*np.eye(classes)[labels] + rng.normal(size=(rows, classes)), labels, np.arange(rows) // 2
+    vectors = 6*np.eye(classes)[labels] + rng.normal(size=(rows, classes))
+    return vectors, labels, np.arange(rows) // 2
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -66,7 +68,8 @@ def test_noise_of_one_class_is_seen_in_its_column():
     vectors, labels, clusters = separable(2000, classes=2)
     noisy, positives = labels.copy(), np.flatnonzero(labels == 1)
     noisy[positives[: len(positives) // 4]] = 0  # a quarter of the positive ones
-    matrix = estimate_noise(noisy, out_of_fold(LogisticRegression(), vectors, noisy, clusters)).matrix
+    p = out_of_fold(LogisticRegression(), vectors, noisy, clusters)
+    matrix = estimate_noise(noisy, p).matrix
     assert 0.12 < matrix[0, 1] < 0.3  # too little: half of them do not reach the mean confidence
     assert matrix[1, 0] < 0.02
     assert matrix.sum(0) == pytest.approx([1, 1])
@@ -225,7 +228,8 @@ BAD = {
     "no decision": ('{"key": "a", "given": "negative"}', "keep, fix or drop"),
     "an unknown one": ('{"key": "a", "given": "negative", "decision": "delete"}', "'delete'"),
     "a fix without label": ('{"key": "a", "given": "negative", "decision": "fix"}', "right label"),
-    "a keep with label": ('{"key": "a", "given": "b", "decision": "keep", "label": "c"}', "belongs"),
+    "a keep with label": (
+        '{"key": "a", "given": "b", "decision": "keep", "label": "c"}', "belongs"),
     "a fix to the same": ('{"key": "a", "given": "b", "decision": "fix", "label": "b"}', "a keep"),
     "no key": ('{"given": "negative", "decision": "keep"}', "'key' is no text"),
     "a strange field": ('{"key": "a", "given": "b", "decision": "keep", "who": "me"}', "'who'"),
@@ -274,7 +278,8 @@ def by_key(*decisions):
 
 
 def test_a_text_that_stands_twice_is_fixed_twice():
-    fixed, done = apply_decisions(make_rows(), by_key(Decision("very good", "negative", "fix", "positive")))
+    decision = Decision("very good", "negative", "fix", "positive")
+    fixed, done = apply_decisions(make_rows(), by_key(decision))
     assert fixed["label"][:] == [1, 1, 0, 1, 1, 0] and done.fixed == 2
 
 
@@ -296,10 +301,12 @@ def test_a_text_that_is_gone_is_counted():
 
 
 def test_decisions_can_be_applied_again_and_again():
-    said = by_key(Decision("very good", "negative", "fix", "positive"), Decision("so so", "negative", "keep"))
+    said = by_key(Decision("very good", "negative", "fix", "positive"),
+                  Decision("so so", "negative", "keep"))
     once, first = apply_decisions(make_rows(), said)
     twice, second = apply_decisions(once, said)
-    assert once["label"][:] == twice["label"][:] and (first.fixed, second.fixed, second.already) == (2, 0, 1)
+    assert once["label"][:] == twice["label"][:]
+    assert (first.fixed, second.fixed, second.already) == (2, 0, 1)
 
 
 def test_an_unknown_label_is_refused_before_anything_is_changed(path):
@@ -318,7 +325,8 @@ def test_other_columns_and_the_names_of_classes_stay():
 
 def test_everything_can_be_dropped():
     rows = make_rows(["a", "b"], [0, 1])
-    rest, done = apply_decisions(rows, by_key(Decision("a", "negative", "drop"), Decision("b", "positive", "drop")))
+    both = by_key(Decision("a", "negative", "drop"), Decision("b", "positive", "drop"))
+    rest, done = apply_decisions(rows, both)
     assert (len(rest), done.dropped) == (0, 2)
 
 
@@ -340,7 +348,8 @@ def test_buttons_write_the_file_that_is_applied(path):
         press(review, decision, label)
     assert not review.message and None not in review.decided
     fixed, done = apply_decisions(rows, path)
-    assert (done.kept, done.fixed, done.dropped) == (1, 2, 1) and fixed["label"][:] == [1, 1, 0, 1, 0]
+    assert (done.kept, done.fixed, done.dropped) == (1, 2, 1)
+    assert fixed["label"][:] == [1, 1, 0, 1, 0]
 
 
 def test_a_review_goes_on_where_it_was(path):
@@ -403,3 +412,73 @@ def test_nothing_to_review_is_no_error(path):
     rows = make_rows()
     review = LabelReview(rows, suspects_of(rows), path)
     assert (review.items, review.decided, review.place) == ([], [], 0)
+
+
+# ---- the page, in Node.js with as much of a browser as it asks for
+
+BROWSER = """
+const make_element = kind => ({
+  kind, children: [], listeners: {}, attributes: {}, textContent: "",
+  append(...inside) { this.children.push(...inside); },
+  replaceChildren(...inside) { this.children = inside; },
+  addEventListener(name, f) { this.listeners[name] = f; },
+  setAttribute(name, value) { this.attributes[name] = value; } });
+globalThis.document = { createElement: make_element };
+const all = e => [e, ...(e.children ?? []).flatMap(all)];
+const text = e => typeof e == "string" ? e : e.textContent + (e.children ?? []).map(text).join(" ");
+const button_of = name => all(el).find(e => e.kind == "button" && e.textContent == name);
+const press = name => { button_of(name).listeners.click(); return 0; };
+const listeners = {}, el = make_element("div");
+const model = {
+  get: name => state[name], save_changes() {},
+  on(name, f) { (listeners[name] ??= []).push(f); },
+  set(name, value) {
+    state[name] = value;
+    (listeners["change:" + name] ?? []).forEach(f => f()); } };
+"""
+
+
+def on_page(review, steps):
+    "What a list of JavaScript expressions gives after the widget was drawn from its saved state."
+    if not shutil.which("node"):
+        pytest.skip("Node.js is not installed")
+    names = ("items", "names", "decided", "place", "request", "answered", "message")
+    state = json.dumps({name: getattr(review, name) for name in names})
+    code = review._esm.replace("export default { render };", "render({ model, el });")
+    told = f"console.log(JSON.stringify([{', '.join(steps)}]))"
+    done = subprocess.run(["node", "-e", f"const state = {state};{BROWSER}{code}{told}"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_page_shows_a_suspect_and_sends_what_is_pressed(path):
+    rows = make_rows()
+    review = LabelReview(rows, suspects_of(rows, 4, 0), path)
+    shown, _, sent, waiting = on_page(review, [
+        "text(el)", "press('fix:')", "model.get('request')", "text(el)"])
+    for said in (TEXTS[4], "label: positive", "the model: negative, 90 %", "1 of 2, 0 decided"):
+        assert said in shown
+    assert sent == dict(number=1, place=0, decision="fix", label="negative")
+    assert "waiting for Python" in waiting and "waiting" not in shown
+    review.request = sent
+    assert read_decisions(path)[text_key(TEXTS[4]), "positive"].label == "negative"
+
+
+def test_the_page_goes_on_to_the_next_when_python_has_answered(path):
+    rows = make_rows()
+    review = LabelReview(rows, suspects_of(rows, 4, 0), path)
+    answer = ("model.set('decided', [{decision: 'keep'}, null]), model.set('place', 1),"
+              "model.set('message', ''), model.set('answered', 1), 0")
+    _, _, after, _, back = on_page(review, [
+        "press('keep')", f"({answer})", "text(el)", "press('back')", "text(el)"])
+    assert TEXTS[0] in after and "2 of 2, 1 decided" in after and "waiting" not in after
+    assert TEXTS[4] in back and "kept" in back
+
+
+def test_a_review_that_is_a_script_is_shown_as_text(path):
+    rows = make_rows(["<img src=x onerror=alert(1)>"], [0])
+    shown, = on_page(LabelReview(rows, suspects_of(rows, 0), path), ["text(el)"])
+    assert "<img src=x" in shown
+    empty, = on_page(LabelReview(rows, suspects_of(rows), path), ["text(el)"])
+    assert "There is nothing" in empty

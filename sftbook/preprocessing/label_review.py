@@ -72,15 +72,16 @@ def _read_lines(path):
         raise DataError.from_problems(problems, remedy=_LINE)
     return found
 
+_LINE = ('correct or delete the line; it reads {"key": "...", "given": "...", "decision": '
+         '"fix", "label": "..."}, and keep and drop have no label')
+
+# %% ../../nbs/preprocessing/02g_label_review.ipynb #02a70050
 def _records(path):
     try:
         return open_records(path)
     except DataError as e: # its remedy may be about rows
         remedy = _LINE if e.remedy == _ROWS else e.remedy
         raise DataError(e.message, where=e.where, remedy=remedy) from e
-
-_LINE = ('correct or delete the line; it reads {"key": "...", "given": "...", "decision": '
-         '"fix", "label": "..."}, and keep and drop have no label')
 
 # %% ../../nbs/preprocessing/02g_label_review.ipynb #02a70014
 def add_decision(path:str|Path, # a .jsonl file; it is made where there is none
@@ -116,12 +117,14 @@ class Applied:
         lines = [f"{counted(self.kept, 'row')} kept, {self.fixed:,} fixed, {self.dropped:,} dropped"]
         if self.already:
             lines.append(f"{counted(self.already, 'decision', 'were')} applied before")
-        for why, left in (("the label has changed since", self.changed),
-                          ("the text is not there", self.missing)):
-            if left:
-                some = f", such as {left[0].key[:30]!r} ({left[0].given!r})"
-                lines.append(f"{counted(len(left), 'decision')} not applied, {why}{some}")
-        return "\n".join(lines)
+        lines += _left("the label has changed since", self.changed)
+        return "\n".join(lines + _left("the text is not there", self.missing))
+
+# %% ../../nbs/preprocessing/02g_label_review.ipynb #02a70055
+def _left(why, decisions):
+    "A line about decisions that were not applied; none where there are none."
+    some = [f", such as {d.key[:30]!r} ({d.given!r})" for d in decisions[:1]]
+    return [f"{counted(len(decisions), 'decision')} not applied, {why}{one}" for one in some]
 
 # %% ../../nbs/preprocessing/02g_label_review.ipynb #02a7001a
 def apply_decisions(rows, # a Dataset with `text` and `label` (ClassLabel); it is not changed
@@ -201,7 +204,8 @@ const ask = (model, place, decision, label) => {
 };
 const status = model => {
   const asked = model.get("request").number;
-  if (model.get("answered") < asked) return "Nobody has written this down: no Python answers here.";
+  if (model.get("answered") < asked)
+    return "Not written yet: waiting for Python. On a page without it nothing is kept.";
   return model.get("message");
 };
 """
@@ -241,8 +245,9 @@ function render({ model, el }) {
     inside.replaceChildren(...card(item, decided[place]),
       make("p", {}, ...choices(model, item, decide)), moves, note);
   };
-  model.on("change:place", () => go(model.get("place")));
-  for (const field of ["decided", "answered", "message"]) model.on(`change:${field}`, draw);
+  const goOn = () => go(model.get("message") ? place : model.get("place"));
+  for (const field of ["place", "answered"]) model.on(`change:${field}`, goOn);
+  for (const field of ["decided", "message"]) model.on(`change:${field}`, draw);
   draw();
 }
 export default { render };
@@ -277,9 +282,9 @@ def _items(rows, suspects):
         items.setdefault((text_key(text), label), item)
     return list(items), list(items.values())
 
-# %% ../../nbs/preprocessing/02g_label_review.ipynb #02a70035
-class LabelReview(anywidget.AnyWidget):
-    "Suspects one by one, to keep, fix or drop; each decision goes to the file at once."
+# %% ../../nbs/preprocessing/02g_label_review.ipynb #02a70051
+class _Page(anywidget.AnyWidget):
+    "What Python and the page share."
     _esm, _css = _MAKE + _CARD + _ASK + _BUTTONS + _RENDER, _STYLE
     items = traitlets.List().tag(sync=True) # text, given, suggested, probability
     names = traitlets.List().tag(sync=True) # of the classes
@@ -289,6 +294,18 @@ class LabelReview(anywidget.AnyWidget):
     answered = traitlets.Int().tag(sync=True) # number of the request that was answered last
     message = traitlets.Unicode().tag(sync=True) # what went wrong
 
+# %% ../../nbs/preprocessing/02g_label_review.ipynb #02a70053
+def _shown(decision):
+    return decision and dict(decision=decision.decision, label=decision.label)
+
+def _first_open(decided, place=0):
+    "The first item from `place` on that is not decided, else the first of all; else `place`."
+    order = [*range(place, len(decided)), *range(min(place, len(decided)))]
+    return next((i for i in order if decided[i] is None), place)
+
+# %% ../../nbs/preprocessing/02g_label_review.ipynb #02a70035
+class LabelReview(_Page):
+    "Suspects one by one, to keep, fix or drop; each decision goes to the file at once."
     def __init__(self,
                  rows, # a Dataset with `text` and `label` (ClassLabel)
                  suspects:Suspects, # among these rows
@@ -310,10 +327,8 @@ class LabelReview(anywidget.AnyWidget):
         if place not in range(len(self.pairs)):
             raise DataError(f"there is no item {place}", where="place",
                             remedy=f"there are {len(self.pairs):,}, and the first is 0")
-        if label is not None and label not in self.names:
-            raise DataError(f"there is no class {label!r}", where="label",
-                            remedy=f"use one of {', '.join(self.names[:20])}")
         made = Decision(*self.pairs[place], decision, label)
+        _check_names("decide", {self.pairs[place]: made}, self.names)
         add_decision(self.path, made)
         self.decided = [*self.decided[:place], _shown(made), *self.decided[place + 1:]]
         self.place = _first_open(self.decided, place)
@@ -326,12 +341,3 @@ class LabelReview(anywidget.AnyWidget):
         except (SftbookError, OSError) as e:
             self.message = f"Not written: {e}"
         self.answered = asked["number"]
-
-# %% ../../nbs/preprocessing/02g_label_review.ipynb #02a70036
-def _shown(decision):
-    return decision and dict(decision=decision.decision, label=decision.label)
-
-def _first_open(decided, place=0):
-    "The first item from `place` on that is not decided, else the first of all; else `place`."
-    order = [*range(place, len(decided)), *range(min(place, len(decided)))]
-    return next((i for i in order if decided[i] is None), place)
