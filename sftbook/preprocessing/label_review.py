@@ -114,7 +114,8 @@ class Applied:
     missing:tuple = () # decisions whose text is not among the rows: not applied
 
     def __str__(self):
-        lines = [f"{counted(self.kept, 'row')} kept, {self.fixed:,} fixed, {self.dropped:,} dropped"]
+        kept = counted(self.kept, "row")
+        lines = [f"{kept} kept, {self.fixed:,} fixed, {self.dropped:,} dropped"]
         if self.already:
             lines.append(f"{counted(self.already, 'decision', 'were')} applied before")
         lines += _left("the label has changed since", self.changed)
@@ -157,7 +158,8 @@ def _check_names(source, decisions, names):
 # %% ../../nbs/preprocessing/02g_label_review.ipynb #02a7001c
 def _not_applied(decisions, keys, labels):
     "How many were applied before; those whose label has changed; those whose text is gone."
-    now, already, changed, missing = {}, 0, [], []
+    now, already = {}, 0
+    changed, missing = [], []
     for key, label in zip(keys, labels):
         now.setdefault(key, set()).add(label)
     for d in decisions.values():
@@ -259,7 +261,8 @@ _STYLE = """
 .label-review blockquote { margin: 0 0 .6rem; padding: .6rem .8rem; border: 1px solid #8888; }
 .label-review blockquote { border-radius: 4px; white-space: pre-wrap; overflow-wrap: anywhere; }
 .label-review blockquote { max-height: 14rem; overflow: auto; }
-.label-review p { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin: .4rem 0; }
+.label-review p { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; }
+.label-review p { margin: .4rem 0; }
 .label-review .facts { gap: .3rem 1.4rem; }
 .label-review .done { font-weight: bold; }
 .label-review .note { font-size: .9em; min-height: 1.4em; }
