@@ -95,8 +95,7 @@ def add_decision(path:str|Path, # a .jsonl file; it is made where there is none
     if not path.parent.is_dir():
         raise DataError("there is no such folder", where=str(path.parent), remedy="make it first")
     with FileLock(path.with_name(f".{path.name}.lock")):
-        lines = [*_read_lines(path), decision]
-        write_text(path, "".join(map(_as_line, lines)))
+        write_text(path, "".join(map(_as_line, [*_read_lines(path), decision])))
 
 def _as_line(decision):
     record = {name: value for name, value in vars(decision).items() if value is not None}
