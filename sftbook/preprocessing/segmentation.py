@@ -32,7 +32,8 @@ def _is_latin(character):
 
 def _cut_at(text, ends):
     "Words of a text from the places where they end; Latin words and numbers are never cut."
-    ends = [e for e in ends if not (e < len(text) and _is_latin(text[e - 1]) and _is_latin(text[e]))]
+    flat = [_is_latin(x) for x in narrow(text)] + [False]
+    ends = [end for end in ends if not (flat[end - 1] and flat[end])]
     return [text[start:end] for start, end in pairwise([0, *ends])]
 
 # %% ../../nbs/preprocessing/02e_segmentation.ipynb #9c935294
@@ -164,7 +165,7 @@ def _viterbi_tags(hmm, piece):
 class JiebaSegmenter(Segmenter):
     "jieba, with its own dictionary or with yours. Raises `ConfigError` where it is not installed."
     def __init__(self,
-                 counts:dict[str, int]|None=None, # how often each word occurs; jieba's own when None
+                 counts:dict[str, int]|None=None, # of each word; jieba's own when None
                  hmm:bool=True, # guess words that are not in the dictionary
                 ):
         jieba = _optional("jieba", "sftbook[zh]")
