@@ -128,7 +128,8 @@ class HmmSegmenter(Segmenter):
             kind = ConfigError if known else DataError
             raise kind(f"{len(known)} different characters, k = {k}", where="HmmSegmenter",
                        remedy="give sentences with words, and a small k above 0")
-        begins, between, emitted, unseen = _log_shares(first, "BS", k)[0], {}, {}, {}
+        begins, between = _log_shares(first, "BS", k)[0], {}
+        emitted, unseen = {}, {}
         for tag in _TAGS:
             after = [(tag, other) for other in _TAGS if tag in _BEFORE[other]]
             between |= _log_shares(pairs, after, k)[0]
@@ -219,10 +220,11 @@ def word_counts(references:list[list[str]], # words of each text, cut by people
 # %% ../../nbs/preprocessing/02e_segmentation.ipynb #467885b4
 def _check_texts(references, predictions):
     "Refuse words that are not of the same texts."
-    texts = [["".join(words) for words in rows] for rows in (references, predictions)]
-    other = [i for i, (a, b) in enumerate(zip(*texts)) if a != b]
-    if len(texts[0]) != len(texts[1]) or other:
-        what = f"text {other[0]} differs" if other else f"{len(texts[0])} and {len(texts[1])} texts"
+    pairs = zip(map("".join, references), map("".join, predictions))
+    other = [i for i, (a, b) in enumerate(pairs) if a != b]
+    n, found = len(references), len(predictions)
+    if n != found or other:
+        what = f"text {other[0]} differs" if other else f"{n} and {found} texts"
         raise DataError(what, where="word_counts",
                         remedy="cut the very same texts; white space belongs to no word")
 
