@@ -96,21 +96,19 @@ def column_slices(name:str, # of the column, such as "source"
     return {f"{name}: {value}": values == value for value in np.unique(values)}
 
 # %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0007
-def _rate_difference(right, rows, groups, confidence):
-    "Interval of the rate in the rows minus the rate outside them (Newcombe 1998, method 10)."
-    inside, outside = (_rate(right[part], groups[part] if groups is not None else None, confidence)
-                       for part in (rows, ~rows))
+def _sides(values, rows, groups):
+    "Of the rows and of the others: sums of values, and rows, of each group."
+    own = np.arange(len(rows)) if groups is None else groups
+    return [_group_sums(np.unique(own[part], return_inverse=True)[1], values[part],
+                        np.ones(part.sum())) for part in (rows, ~rows)]
+
+def _rate_difference(sides, related, confidence):
+    "Interval of the rate of the first side minus the second's (Newcombe 1998, method 10)."
+    inside, outside = (_group_rate(*side, confidence, related) for side in sides)
     difference = inside.value - outside.value
     low = math.hypot(inside.value - inside.low, outside.high - outside.value)
     high = math.hypot(inside.high - inside.value, outside.value - outside.low)
     return Interval(difference, difference - low, difference + high, inside.n, confidence, "points")
-
-def _rate(right, groups, confidence):
-    "Interval of a rate; `groups`: of each row, or None where every row stands for itself."
-    if groups is None:
-        return wilson_interval(int(right.sum()), len(right), confidence)
-    units = np.unique(groups, return_inverse=True)[1]
-    return _group_rate(*_group_sums(units, right, np.ones(len(right))), confidence)
 
 # %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0010
 def _mean_difference(values, rows, groups, confidence):
@@ -133,19 +131,20 @@ def _difference(values, rows, groups, confidence):
     "Interval of inside minus outside, and the p value of 'no difference'."
     if not np.isin(values, (0, 1)).all():
         return _mean_difference(values, rows, groups, confidence)
-    interval = _rate_difference(values, rows, groups, confidence)
+    sides = _sides(values, rows, groups)
+    interval = _rate_difference(sides, groups is not None, confidence)
     if groups is not None:
-        return interval, _inverted_p(values, rows, groups)
+        return interval, _inverted_p(sides)
     from scipy.stats import fisher_exact
-    table = [[int((values[part] == v).sum()) for v in (0, 1)] for part in (rows, ~rows)]
-    return interval, float(fisher_exact(table)[1])
+    table = [[right.sum(), (count - right).sum()] for right, count in sides]
+    return interval, float(fisher_exact(np.array(table, dtype=int))[1])
 
-def _inverted_p(values, rows, groups, steps=20):
+def _inverted_p(sides, steps=14):
     "Bisection for the confidence at which the interval begins to hold 0."
     low, high = 0., 1 - 1e-6
     for _ in range(steps):
         middle = (low + high)/2
-        found = _rate_difference(values, rows, groups, middle)
+        found = _rate_difference(sides, True, middle)
         if found.low <= 0 <= found.high:
             high = middle
         else:
@@ -233,7 +232,8 @@ def _one_slice(name, rows, values, groups, min_rows, confidence):
 
 def _mean(values, groups, confidence):
     if np.isin(values, (0, 1)).all():
-        return _rate(values, groups, confidence)
+        every = _sides(values, np.ones(len(values), bool), groups)[0]
+        return _group_rate(*every, confidence, groups is not None)
     return bootstrap_interval(np.mean, values, clusters=groups, confidence=confidence, unit="")
 
 # %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0027
