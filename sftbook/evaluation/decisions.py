@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core import ConfigError, DataError
-from .uncertainty import (_ids, _units, bootstrap_interval, Interval,
+from .uncertainty import (_ids, _units, _wilson, _z, Interval,
                                             wilson_interval)
 from .scores import _check_labels, _probabilities
-from .classification import _group_rate, _group_sums
+from .classification import _group_sums, _t
 from .plots import _axes, _legend, _style
 
 # %% ../../nbs/evaluation/05j_decisions.ipynb #7e5c0012
@@ -62,9 +62,20 @@ def mean_cost(row_costs, # (rows,) of `decision_costs`
         raise DataError(f"costs must lie between 0 and {most}", where="mean_cost",
                         remedy="give the largest number of the cost matrix as `most`")
     units = _units(len(values), clusters, [len(values)])
-    right, count = _group_sums(units, values/most, np.ones(len(values)))
-    rate = _group_rate(right, count, confidence, related=clusters is not None)
-    return Interval(rate.value*most, rate.low*most, rate.high*most, rate.n, confidence, "")
+    shares, rows = _group_sums(units, values/most, np.ones(len(values)))
+    rate, worth = values.mean()/most, _worth(shares, rows, clusters is not None, confidence)
+    low, high = _wilson(rate, worth, confidence)
+    return Interval(float(rate*most), low*most, high*most, len(values), confidence, "")
+
+def _worth(shares, rows, related, confidence):
+    "How many tosses of a coin scatter like these sums and one dearest mistake more."
+    n, groups = rows.sum(), len(rows)
+    rate = shares.sum()/n
+    if groups < 2 or not 0 < rate < 1:
+        return groups
+    worth = n*n*rate*(1 - rate)/(((shares - rate*rows)**2).sum() + 1)
+    few = (groups - 1)/groups*(_z(confidence)/_t(groups, confidence))**2
+    return worth*few if related else worth
 
 # %% ../../nbs/evaluation/05j_decisions.ipynb #7e5c0022
 def cost_threshold(costs, # (2, 2): true class down, decision across
@@ -111,7 +122,7 @@ class RiskCoverage:
 def risk_coverage(right, # (rows,) whether each answer would be right
                   confidence, # (rows,) how sure the model is
                  ) -> RiskCoverage: # one cut for each confidence that occurs
-    "The risk-coverage curve (El-Yaniv and Wiener 2010); equal rows go together. Raises `DataError`."
+    "Risk at each coverage (El-Yaniv and Wiener 2010); equal rows go together. Raises `DataError`."
     right, confidence = _answers(right, confidence)
     order = np.argsort(-confidence, kind="stable")
     ranked, wrong = confidence[order], np.cumsum(1 - right[order])
