@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core import ConfigError, DataError, row_seed
-from .uncertainty import Interval, wilson_interval
+from .uncertainty import wilson_interval
 from .scores import _probabilities
 from .reports import _shorten
 from .entities import _Tabled

@@ -114,7 +114,7 @@ def _rate_difference(sides, related, confidence):
 def _mean_difference(values, rows, groups, confidence):
     "Interval of the mean in the rows minus the mean outside them, and its p value."
     from scipy.special import stdtr, stdtrit
-    units = np.unique(groups, return_inverse=True)[1] if groups is not None else np.arange(len(rows))
+    units = _units(len(rows), groups, [])
     inside, outside = values[rows].mean(), values[~rows].mean()
     pull = np.where(rows, (values - inside)/rows.sum(), -(values - outside)/(~rows).sum())
     fewer = min(len(set(units[rows])), len(set(units[~rows])))
@@ -262,8 +262,9 @@ def nearest_rows(features, # (rows, dimensions), dense or sparse
     if features.shape[1] != train_features.shape[1]:
         what = f"{features.shape[1]} and {train_features.shape[1]} dimensions"
         raise DataError(what, where="nearest_rows", remedy="make both with the same encoder")
-    ours, theirs, k = normalize(features), normalize(train_features), min(k, train_features.shape[0])
+    ours, theirs = normalize(features), normalize(train_features)
     rows, cosines = [], []
+    k = min(k, theirs.shape[0])
     for start in range(0, ours.shape[0], 256):
         close = ours[start:start + 256] @ theirs.T
         close = close.toarray() if hasattr(close, "toarray") else np.asarray(close)

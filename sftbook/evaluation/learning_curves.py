@@ -8,6 +8,7 @@ __all__ = ['MoreRows', 'LearningCurve', 'fit_learning_curve', 'plot_law', 'hold_
 # %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0004
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -64,17 +65,26 @@ def _checked(errors):
     return np.array(sizes, dtype=float), drawn
 
 # %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0017
-def _relative_misses(drawn):
-    "Of all draws, their distance to the mean of their size, as a share of it."
-    return np.concatenate([(v/v.mean() - 1)*math.sqrt(len(v)/(len(v) - 1)) for v in drawn])
+def _relative_misses(drawn, fitted, confidence):
+    "Of all draws, their distance to the law, as a share of it; lengthened as the chapter says."
+    from scipy.special import stdtrit
+    misses = np.concatenate([v/f - 1 for v, f in zip(drawn, fitted, strict=True)])
+    left = len(misses) - 3
+    upper = (1 + confidence)/2
+    longer = 1.1*stdtrit(left, upper)/_normal(upper)
+    return (misses - misses.mean())*math.sqrt(len(misses)/left)*longer
 
-def _drawn_means(drawn, resamples, rng):
-    "Mean errors, (resamples, sizes), when the draws are drawn again."
-    misses, means = _relative_misses(drawn), []
+def _normal(chance):
+    return NormalDist().inv_cdf(chance)
+
+# %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0018
+def _drawn_means(drawn, misses, resamples, rng):
+    "Mean errors, (resamples, sizes), when the misses of their draws are drawn again."
+    means = []
     for v in drawn:
         again = rng.choice(misses, (resamples, len(v))).mean(1)
         means.append(v.mean()*np.maximum(1 + again, 0.01))
-    return np.stack(means, 1), float(misses.std())
+    return np.stack(means, 1)
 
 # %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0019
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ class MoreRows:
                 f"more [{low}, {high}]")
 
 def _rows(x):
-    "Two digits; a thousand times what there is, or never."
+    "Two digits, or never."
     if not math.isfinite(x):
         return "never"
     return f"{float(f'{x:.2g}'):,.0f}"
@@ -166,9 +176,11 @@ def fit_learning_curve(errors:dict[int, list[float]], # training rows -> error o
     means = np.array([v.mean() for v in drawn])
     counts = np.array([len(v) for v in drawn])
     weights = counts/means**2
-    again, spread = _drawn_means(drawn, resamples, np.random.default_rng(seed))
-    law, resampled = _fit_law(n, means[None], weights)[0], _fit_law(n, again, weights)
-    return LearningCurve(dict(zip(map(int, n), means.tolist())), law, resampled, spread, confidence)
+    law = _fit_law(n, means[None], weights)[0]
+    misses = _relative_misses(drawn, _law(law, n), confidence)
+    again = _drawn_means(drawn, misses, resamples, np.random.default_rng(seed))
+    return LearningCurve(dict(zip(map(int, n), means.tolist())), law, _fit_law(n, again, weights),
+                         float(misses.std()), confidence)
 
 # %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0040
 def plot_law(curves:dict[str, LearningCurve], # system -> its curve
