@@ -20,6 +20,14 @@ from .scores import _check_labels, _probabilities
 from .classification import _group_sums, _t
 from .plots import _axes, _legend, _style
 
+# %% ../../nbs/evaluation/05j_decisions.ipynb #7e5c0080
+def _costs(costs):
+    costs = np.asarray(costs, dtype=float)
+    if costs.ndim != 2 or not np.isfinite(costs).all() or costs.min() < 0:
+        raise DataError("expected finite costs of 0 or more, (classes, decisions)", where="costs",
+                        remedy="give what each decision costs for each true class")
+    return costs
+
 # %% ../../nbs/evaluation/05j_decisions.ipynb #7e5c0012
 def bayes_decisions(probabilities, # (rows, classes), calibrated
                     costs, # (classes, decisions): true class down, what is decided across
@@ -30,13 +38,6 @@ def bayes_decisions(probabilities, # (rows, classes), calibrated
         raise DataError(f"probabilities of {probabilities.shape[1]} classes, costs of {len(costs)}",
                         where="bayes_decisions", remedy="give a row of costs for each class")
     return (probabilities @ costs).argmin(-1)
-
-def _costs(costs):
-    costs = np.asarray(costs, dtype=float)
-    if costs.ndim != 2 or not np.isfinite(costs).all() or costs.min() < 0:
-        raise DataError("expected finite costs of 0 or more, (classes, decisions)", where="costs",
-                        remedy="give what each decision costs for each true class")
-    return costs
 
 # %% ../../nbs/evaluation/05j_decisions.ipynb #7e5c0014
 def decision_costs(references, # (rows,) true class ids
@@ -49,6 +50,17 @@ def decision_costs(references, # (rows,) true class ids
     _check_labels(references, np.zeros(len(decisions), int), len(costs))
     _check_labels(np.zeros(len(references), int), decisions, costs.shape[1])
     return costs[references, decisions]
+
+# %% ../../nbs/evaluation/05j_decisions.ipynb #7e5c0082
+def _worth(shares, rows, related, confidence):
+    "How many tosses of a coin scatter like these sums and one dearest mistake more."
+    n, groups = rows.sum(), len(rows)
+    rate = shares.sum()/n
+    if groups < 2 or not 0 < rate < 1:
+        return groups
+    worth = n*n*rate*(1 - rate)/(((shares - rate*rows)**2).sum() + 1)
+    few = (groups - 1)/groups*(_z(confidence)/_t(groups, confidence))**2
+    return worth*few if related else worth
 
 # %% ../../nbs/evaluation/05j_decisions.ipynb #7e5c0017
 def mean_cost(row_costs, # (rows,) of `decision_costs`
@@ -66,16 +78,6 @@ def mean_cost(row_costs, # (rows,) of `decision_costs`
     rate, worth = values.mean()/most, _worth(shares, rows, clusters is not None, confidence)
     low, high = _wilson(rate, worth, confidence)
     return Interval(float(rate*most), low*most, high*most, len(values), confidence, "")
-
-def _worth(shares, rows, related, confidence):
-    "How many tosses of a coin scatter like these sums and one dearest mistake more."
-    n, groups = rows.sum(), len(rows)
-    rate = shares.sum()/n
-    if groups < 2 or not 0 < rate < 1:
-        return groups
-    worth = n*n*rate*(1 - rate)/(((shares - rate*rows)**2).sum() + 1)
-    few = (groups - 1)/groups*(_z(confidence)/_t(groups, confidence))**2
-    return worth*few if related else worth
 
 # %% ../../nbs/evaluation/05j_decisions.ipynb #7e5c0022
 def cost_threshold(costs, # (2, 2): true class down, decision across
@@ -118,6 +120,18 @@ class RiskCoverage:
         steps = np.diff(self.coverage, prepend=0.)
         return float((self.risk*steps).sum())
 
+# %% ../../nbs/evaluation/05j_decisions.ipynb #7e5c0089
+def _answers(right, confidence):
+    "Both as arrays. Raises `DataError`."
+    right, confidence = np.asarray(right, dtype=float), np.asarray(confidence, dtype=float)
+    if not len(right) or right.shape != confidence.shape or not np.isin(right, (0, 1)).all():
+        raise DataError("expected 0 or 1, and a confidence, for each row", where="right",
+                        remedy="compare predictions with references")
+    if not np.isfinite(confidence).all():
+        raise DataError("a confidence is not a finite number", where="confidence",
+                        remedy="look at the model's outputs")
+    return right, confidence
+
 # %% ../../nbs/evaluation/05j_decisions.ipynb #7e5c0041
 def risk_coverage(right, # (rows,) whether each answer would be right
                   confidence, # (rows,) how sure the model is
@@ -129,16 +143,6 @@ def risk_coverage(right, # (rows,) whether each answer would be right
     last = np.append(ranked[1:] < ranked[:-1], True)
     answered = np.flatnonzero(last) + 1
     return RiskCoverage(ranked[last], answered/len(right), wrong[last]/answered)
-
-def _answers(right, confidence):
-    right, confidence = np.asarray(right, dtype=float), np.asarray(confidence, dtype=float)
-    if not len(right) or right.shape != confidence.shape or not np.isin(right, (0, 1)).all():
-        raise DataError("expected 0 or 1, and a confidence, for each row", where="right",
-                        remedy="compare predictions with references")
-    if not np.isfinite(confidence).all():
-        raise DataError("a confidence is not a finite number", where="confidence",
-                        remedy="look at the model's outputs")
-    return right, confidence
 
 # %% ../../nbs/evaluation/05j_decisions.ipynb #7e5c0043
 def risk_area(right, # (rows,) whether each answer would be right
@@ -164,11 +168,19 @@ class Answered:
         return (f"above {self.threshold:.3f}: {self.coverage:.1%} answered, "
                 f"{self.accuracy} of them right{promise}")
 
+# %% ../../nbs/evaluation/05j_decisions.ipynb #7e5c0085
 def _answered(right, confidence, threshold, **promise):
     chosen = confidence > threshold
     n = int(chosen.sum())
     accuracy = wilson_interval(int(right[chosen].sum()), n) if n else None
     return Answered(float(threshold), n/len(right), accuracy, **promise)
+
+# %% ../../nbs/evaluation/05j_decisions.ipynb #7e5c0086
+def _cut(confidence, coverage):
+    "The confidence above which at most this share of the rows lies."
+    answered = int(coverage*len(confidence) + 1e-9)
+    ranked = np.sort(confidence)[::-1]
+    return -math.inf if answered == len(ranked) else ranked[answered]
 
 # %% ../../nbs/evaluation/05j_decisions.ipynb #7e5c0048
 def accuracy_at_coverage(right, # (rows,) whether each answer would be right
@@ -181,12 +193,6 @@ def accuracy_at_coverage(right, # (rows,) whether each answer would be right
         raise ConfigError(f"coverage must be above 0 and at most 1, not {coverage}",
                           where="accuracy_at_coverage", remedy="0.8 answers four rows of five")
     return _answered(right, confidence, _cut(confidence, coverage))
-
-def _cut(confidence, coverage):
-    "The confidence above which at most this share of the rows lies."
-    answered = int(coverage*len(confidence) + 1e-9)
-    ranked = np.sort(confidence)[::-1]
-    return -math.inf if answered == len(ranked) else ranked[answered]
 
 # %% ../../nbs/evaluation/05j_decisions.ipynb #7e5c0051
 def plot_risk_coverage(curves:dict, # system -> `RiskCoverage`

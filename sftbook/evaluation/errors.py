@@ -65,6 +65,15 @@ def worst_mistakes(texts, # of the rows
                  predicted=label_names[called[i]], probability=float(sure[i])) for i in chosen]
     return Mistakes(rows, width)
 
+# %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0060
+def _chinese_share(text):
+    "Of the letters; one half where there are none."
+    letters = [c for c in text if c.isalpha()]
+    return sum("一" <= c <= "鿿" for c in letters)/len(letters) if letters else 0.5
+
+def _has_digit(text):
+    return any(map(str.isdigit, text))
+
 # %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0002
 def text_slices(texts, # of the rows
                 words=(), # each makes a slice of the texts that hold it
@@ -75,17 +84,12 @@ def text_slices(texts, # of the rows
     short, long = np.quantile(lengths, [0.25, 0.75])
     slices = {f"at most {short:.0f} characters": lengths <= short,
               f"at least {long:.0f} characters": lengths >= long,
-              "has a digit": np.array([any(c.isdigit() for c in text) for text in texts]),
+              "has a digit": np.array(list(map(_has_digit, texts))),
               "more Chinese than other letters": chinese > 0.5,
               "more other letters than Chinese": chinese < 0.5}
     for word in words:
         slices[f"has “{word}”"] = np.array([word.lower() in text.lower() for text in texts])
     return {name: rows for name, rows in slices.items() if 0 < rows.sum() < len(rows)}
-
-def _chinese_share(text):
-    "Of the letters; one half where there are none."
-    letters = [c for c in text if c.isalpha()]
-    return sum("一" <= c <= "鿿" for c in letters)/len(letters) if letters else 0.5
 
 # %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0004
 def column_slices(name:str, # of the column, such as "source"
@@ -126,6 +130,19 @@ def _mean_difference(values, rows, groups, confidence):
     ends = float(difference - half), float(difference + half)
     return Interval(float(difference), *ends, int(rows.sum()), confidence, ""), p
 
+# %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0062
+def _inverted_p(sides, steps=14):
+    "Bisection for the confidence at which the interval begins to hold 0."
+    low, high = 0., 1 - 1e-6
+    for _ in range(steps):
+        middle = (low + high)/2
+        found = _rate_difference(sides, True, middle)
+        if found.low <= 0 <= found.high:
+            high = middle
+        else:
+            low = middle
+    return 1 - low
+
 # %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0013
 def _difference(values, rows, groups, confidence):
     "Interval of inside minus outside, and the p value of 'no difference'."
@@ -138,18 +155,6 @@ def _difference(values, rows, groups, confidence):
     from scipy.stats import fisher_exact
     table = [[right.sum(), (count - right).sum()] for right, count in sides]
     return interval, float(fisher_exact(np.array(table, dtype=int))[1])
-
-def _inverted_p(sides, steps=14):
-    "Bisection for the confidence at which the interval begins to hold 0."
-    low, high = 0., 1 - 1e-6
-    for _ in range(steps):
-        middle = (low + high)/2
-        found = _rate_difference(sides, True, middle)
-        if found.low <= 0 <= found.high:
-            high = middle
-        else:
-            low = middle
-    return 1 - low
 
 # %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0016
 def holm(p_values, # one a test
@@ -170,6 +175,12 @@ def benjamini_hochberg(p_values, # one a test
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum.accumulate(np.minimum(1, len(p)/ranks*p[order]))
     return adjusted
+
+# %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0064
+def _said_p(found, min_rows):
+    "What stands in the last column of a slice."
+    few = min(found["rows"], found["others"]) < min_rows
+    return f"under {min_rows} rows" if few else _p_value(found["adjusted"])
 
 # %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0023
 @dataclass
@@ -192,13 +203,28 @@ class SliceReport(_Tabled):
                 for s in self.slices]
         return title, ["slice", "rows", "value", "minus the rest", "adjusted p"], rows
 
-def _said_p(found, min_rows):
-    few = min(found["rows"], found["others"]) < min_rows
-    return f"under {min_rows} rows" if few else _p_value(found["adjusted"])
+# %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0066
+def _mean(values, groups, confidence):
+    "Interval of the mean, as a rate where it is one."
+    if np.isin(values, (0, 1)).all():
+        every = _sides(values, np.ones(len(values), bool), groups)[0]
+        return _group_rate(*every, confidence, groups is not None)
+    return bootstrap_interval(np.mean, values, clusters=groups, confidence=confidence, unit="")
 
-# %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0025
+# %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0068
+def _one_slice(name, rows, values, groups, min_rows, confidence):
+    "What stands in the table of a slice."
+    inside, others = int(rows.sum()), int((~rows).sum())
+    own = None if groups is None else groups[rows]
+    interval, p = _difference(values, rows, groups, confidence)
+    return dict(name=name, rows=inside, others=others, metric=_mean(values[rows], own, confidence),
+                difference=interval, p_value=p if min(inside, others) >= min_rows else None,
+                adjusted=None)
+
+# %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0070
 CORRECTIONS = {"holm": holm, "benjamini-hochberg": benjamini_hochberg}
 
+# %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0025
 def slice_report(values, # (rows,) a number for each: 1 for right and 0 for wrong, or a loss
                  slices:dict, # name -> (rows,) true or false
                  *,
@@ -219,22 +245,6 @@ def slice_report(values, # (rows,) a number for each: 1 for right and 0 for wron
         s["adjusted"] = float(p)
     found.sort(key=lambda s: (s["adjusted"] is None, s["difference"].value))
     return SliceReport(found, _mean(values, groups, confidence), correction, min_rows)
-
-# %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0026
-def _one_slice(name, rows, values, groups, min_rows, confidence):
-    "What stands in the table of a slice."
-    inside, others = int(rows.sum()), int((~rows).sum())
-    own = None if groups is None else groups[rows]
-    interval, p = _difference(values, rows, groups, confidence)
-    return dict(name=name, rows=inside, others=others, metric=_mean(values[rows], own, confidence),
-                difference=interval, p_value=p if min(inside, others) >= min_rows else None,
-                adjusted=None)
-
-def _mean(values, groups, confidence):
-    if np.isin(values, (0, 1)).all():
-        every = _sides(values, np.ones(len(values), bool), groups)[0]
-        return _group_rate(*every, confidence, groups is not None)
-    return bootstrap_interval(np.mean, values, clusters=groups, confidence=confidence, unit="")
 
 # %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0027
 def _masks(slices, n, correction):
@@ -284,18 +294,21 @@ class Neighbours(_Tabled):
         "Share of the neighbours whose label is not the true label of the mistake."
         return float(np.mean([r["label"] != r["true"] for r in self.rows])) if self.rows else 0.
 
+    def _cells(self):
+        return [[r["row"], r["true"], r["predicted"], _shorten(r["text"], self.width),
+                 f"{r['cosine']:.2f}", r["label"], _shorten(r["train_text"], self.width)]
+                for r in self.rows]
+
     def __str__(self):
-        lines = [f"{r['cosine']:.2f}  row {r['row']}: {r['true']}, called {r['predicted']}: "
-                 f"{_shorten(r['text'], self.width)}\n      training row {r['train_row']}: "
-                 f"{r['label']}: {_shorten(r['train_text'], self.width)}" for r in self.rows]
+        lines = [f"{cosine}  row {row}: {true}, called {called}: {text}\n"
+                 f"      trained on: {label}: {twin}"
+                 for row, true, called, text, cosine, label, twin in self._cells()]
         return "\n".join(lines) or "no mistakes"
 
     def _table(self):
-        rows = [[r["row"], r["true"], r["predicted"], _shorten(r["text"], self.width),
-                 f"{r['cosine']:.2f}", r["label"], _shorten(r["train_text"], self.width)]
-                for r in self.rows]
         header = ["row", "true", "predicted", "text", "cosine", "its label", "training row"]
-        return f"{self.other_label:.0%} of the neighbours have another label", header, rows
+        title = f"{self.other_label:.0%} of the neighbours have another label"
+        return title, header, self._cells()
 
 # %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0050
 def nearest_training_rows(mistakes:Mistakes, # of `worst_mistakes`

@@ -107,6 +107,22 @@ def _rows(x):
         return "never"
     return f"{float(f'{x:.2g}'):,.0f}"
 
+# %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0060
+def _middle(values, confidence):
+    "The ends of the middle part; values that were drawn, as there may be infinite ones."
+    ends = [(1 - confidence)/2, (1 + confidence)/2]
+    low, high = np.quantile(values, ends, method="closest_observation")
+    return float(low), float(high)
+
+# %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0062
+def _needed(laws, points, now):
+    "Rows more until the error is so much lower; infinite where the law ends above that."
+    a, b, c = laws.T
+    room = _law(laws, now) - points - a
+    with np.errstate(divide="ignore", over="ignore"):
+        rows = np.where(room > 0, (b/np.maximum(room, 1e-300))**(1/c), np.inf)
+    return rows - now
+
 # %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0021
 @dataclass(frozen=True)
 class LearningCurve:
@@ -149,21 +165,6 @@ class LearningCurve:
         return (f"error = a + b*n^-c, {len(self.errors)} sizes up to {self.largest:,}:  "
                 f"a {a:.3f} [{ends[0][0]:.3f}, {ends[0][1]:.3f}],  "
                 f"c {c:.2f} [{ends[2][0]:.2f}, {ends[2][1]:.2f}]")
-
-# %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0022
-def _middle(values, confidence):
-    "The ends of the middle part; values that were drawn, as there may be infinite ones."
-    ends = [(1 - confidence)/2, (1 + confidence)/2]
-    low, high = np.quantile(values, ends, method="closest_observation")
-    return float(low), float(high)
-
-def _needed(laws, points, now):
-    "Rows more until the error is so much lower; infinite where the law ends above that."
-    a, b, c = laws.T
-    room = _law(laws, now) - points - a
-    with np.errstate(divide="ignore", over="ignore"):
-        rows = np.where(room > 0, (b/np.maximum(room, 1e-300))**(1/c), np.inf)
-    return rows - now
 
 # %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0024
 def fit_learning_curve(errors:dict[int, list[float]], # training rows -> error of each draw
