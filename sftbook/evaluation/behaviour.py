@@ -127,7 +127,7 @@ INVARIANCES = (Behaviour("a typo", add_typo), Behaviour("case", change_case),
                Behaviour("an irrelevant sentence", add_sentence))
 
 # %% ../../nbs/evaluation/05l_behaviour.ipynb #7e5d0033
-@dataclass
+@dataclass(repr=False)
 class BehaviourReport(_Tabled):
     "How often a model did not do what must follow from a change."
     tests:list[dict] # name, expectation, changed, rate (`Interval` or None), failures

@@ -204,12 +204,14 @@ class _Tabled:
         title, header, rows = self._table()
         return f"{title}\n{_text_table(header, _shortened(rows, 60), width=100)}"
 
+    __repr__ = __str__ # a notebook keeps it beside the Markdown
+
     def _repr_markdown_(self):
         title, header, rows = self._table()
         return f"*{title}*\n\n{_markdown_table(header, rows)}"
 
 # %% ../../nbs/evaluation/05e_entities.ipynb #7e5a0015
-@dataclass
+@dataclass(repr=False)
 class EntityErrors(_Tabled):
     "How many entities met each of `ENTITY_OUTCOMES`."
     shares:dict[str, Interval] # of all that was counted; sentences are the unit
@@ -278,7 +280,7 @@ def entity_familiarity(tokens:list[list[str]], # of the test sentences
     return counts
 
 # %% ../../nbs/evaluation/05e_entities.ipynb #7e5a0040
-@dataclass
+@dataclass(repr=False)
 class FamiliarityRecall(_Tabled):
     "Recall of entities by whether training had them."
     recall:dict[str, Interval|None] # of each of `FAMILIARITY`; None where there is no entity

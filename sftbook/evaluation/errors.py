@@ -183,7 +183,7 @@ def _said_p(found, min_rows):
     return f"under {min_rows} rows" if few else _p_value(found["adjusted"])
 
 # %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0023
-@dataclass
+@dataclass(repr=False)
 class SliceReport(_Tabled):
     "Slices against the rest, the worst difference first; those that are too small at the end."
     slices:list[dict] # name, rows, metric, difference, p_value, adjusted; the last two may be None
@@ -283,7 +283,7 @@ def nearest_rows(features, # (rows, dimensions), dense or sparse
     return np.concatenate(rows), np.concatenate(cosines)
 
 # %% ../../nbs/evaluation/05h_errors.ipynb #7e5b0048
-@dataclass
+@dataclass(repr=False)
 class Neighbours(_Tabled):
     "Mistakes, each with the training rows that are nearest to it."
     rows:list[dict] # row, true, predicted, text; train_row, label, cosine, train_text

@@ -19,7 +19,7 @@ from .plots import _axes, _COLOURS, _GREY, _legend
 # %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0010
 _RATES = np.linspace(0.02, 2, 100) # values of c that are tried
 
-def _lines(x, errors, weights):
+def _lines(x, errors, weights, to_zero):
     "Least squares of errors (sets, sizes) on x (rates, sizes), a and b at 0 or above."
     w = weights/weights.sum()
     mean_x, mean_e = x @ w, (errors @ w)[:, None]
@@ -28,18 +28,18 @@ def _lines(x, errors, weights):
     b = np.maximum(shared/spread_x, 0)
     a = mean_e - b*mean_x
     through_0 = ((errors*w) @ x.T)/((x*x) @ w)
-    a, b = np.where(a < 0, 0, a), np.where(a < 0, through_0, b)
+    ends_there = (a < 0) | to_zero
+    a, b = np.where(ends_there, 0, a), np.where(ends_there, through_0, b)
     misses = errors[:, None] - a[..., None] - b[..., None]*x
     return a, b, (misses**2) @ w
 
 # %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0011
-def _fit_law(n, errors, weights):
-    "a, b and c for each set of errors, (sets, 3); n is divided by its middle for the arithmetic."
-    middle = math.exp(np.log(n).mean())
+def _fit_law(n, errors, weights, to_zero=False):
+    "a, b and c for each set of errors, (sets, 3); a is held at 0 where the law shall end there."
+    middle = math.exp(np.log(n).mean()) # n is divided by its middle for the arithmetic
     x = (n/middle)**-_RATES[:, None]
-    a, b, misses = _lines(x, errors, weights)
-    best = misses.argmin(1)
-    rows = np.arange(len(errors))
+    a, b, misses = _lines(x, errors, weights, to_zero)
+    rows, best = np.arange(len(errors)), misses.argmin(1)
     c = _RATES[best]
     return np.stack([a[rows, best], b[rows, best]*middle**c, c], 1)
 
@@ -109,10 +109,10 @@ def _rows(x):
 
 # %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0060
 def _middle(values, confidence):
-    "The ends of the middle part; values that were drawn, as there may be infinite ones."
+    "The ends of the middle parts of all sets of values together; there may be infinite ones."
     ends = [(1 - confidence)/2, (1 + confidence)/2]
-    low, high = np.quantile(values, ends, method="closest_observation")
-    return float(low), float(high)
+    found = [np.quantile(v, ends, method="closest_observation") for v in values]
+    return float(min(low for low, _ in found)), float(max(high for _, high in found))
 
 # %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0062
 def _needed(laws, points, now):
@@ -129,7 +129,7 @@ class LearningCurve:
     "A fitted law: error = a + b*n**-c."
     errors:dict[int, float] # size -> mean error of its draws
     law:np.ndarray # (3,) a, b, c
-    resampled:np.ndarray # (resamples, 3) the law of each resample
+    resampled:list[np.ndarray] # (resamples, 3) laws; a second time with a = 0 where that may be
     spread:float # by how much the error of one draw scatters, as a share of it
     confidence:float = 0.95 # of the intervals
 
@@ -142,10 +142,9 @@ class LearningCurve:
                  draws:int|None=None, # the mean of so many new runs; the expected error when None
                 ) -> Interval: # of the error on the same test rows
         "What the law says at a size."
-        found = _law(self.resampled, n)
-        if draws:
-            noise = np.random.default_rng(0).normal(size=len(found))*self.spread/math.sqrt(draws)
-            found = found*(1 + noise)
+        noise = np.random.default_rng(0).normal(size=len(self.resampled[0]))*self.spread
+        factor = 1 + noise/math.sqrt(draws) if draws else 1
+        found = [_law(laws, n)*factor for laws in self.resampled]
         low, high = _middle(found, self.confidence)
         return Interval(float(_law(self.law, n)), low, high, len(self.errors), self.confidence)
 
@@ -156,15 +155,23 @@ class LearningCurve:
         "How many more training rows for that."
         now = self.largest if now is None else now
         value = float(_needed(self.law[None], points, now)[0])
-        low, high = _middle(_needed(self.resampled, points, now), self.confidence)
+        found = [_needed(laws, points, now) for laws in self.resampled]
+        low, high = _middle(found, self.confidence)
         return MoreRows(value, low, high, points, now)
 
     def __str__(self):
         a, b, c = self.law
-        ends = [_middle(column, self.confidence) for column in self.resampled.T]
+        ends = [_middle([laws[:, k] for laws in self.resampled], self.confidence) for k in range(3)]
         return (f"error = a + b*n^-c, {len(self.errors)} sizes up to {self.largest:,}:  "
                 f"a {a:.3f} [{ends[0][0]:.3f}, {ends[0][1]:.3f}],  "
                 f"c {c:.2f} [{ends[2][0]:.2f}, {ends[2][1]:.2f}]")
+
+# %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0071
+def _may_end_at_0(n, means, weights, law, limit):
+    "Whether a law with a = 0 misses the means no more than chance explains."
+    zero = _fit_law(n, means[None], weights, to_zero=True)[0]
+    worse = [(weights*(means - _law(found, n))**2).sum() for found in (zero, law)]
+    return worse[0] - worse[1] <= limit**2
 
 # %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0024
 def fit_learning_curve(errors:dict[int, list[float]], # training rows -> error of each draw
@@ -180,7 +187,10 @@ def fit_learning_curve(errors:dict[int, list[float]], # training rows -> error o
     law = _fit_law(n, means[None], weights)[0]
     misses = _relative_misses(drawn, _law(law, n), confidence)
     again = _drawn_means(drawn, misses, resamples, np.random.default_rng(seed))
-    return LearningCurve(dict(zip(map(int, n), means.tolist())), law, _fit_law(n, again, weights),
+    laws = [_fit_law(n, again, weights)]
+    if _may_end_at_0(n, means, weights, law, _normal((1 + confidence)/2)*misses.std()):
+        laws.append(_fit_law(n, again, weights, to_zero=True))
+    return LearningCurve(dict(zip(map(int, n), means.tolist())), law, laws,
                          float(misses.std()), confidence)
 
 # %% ../../nbs/evaluation/05k_learning_curves.ipynb #7e5e0040
