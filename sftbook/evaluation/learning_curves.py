@@ -161,7 +161,8 @@ class LearningCurve:
 
     def __str__(self):
         a, b, c = self.law
-        ends = [_middle([laws[:, k] for laws in self.resampled], self.confidence) for k in range(3)]
+        laws = np.stack(self.resampled)
+        ends = [_middle(laws[..., k], self.confidence) for k in range(3)]
         return (f"error = a + b*n^-c, {len(self.errors)} sizes up to {self.largest:,}:  "
                 f"a {a:.3f} [{ends[0][0]:.3f}, {ends[0][1]:.3f}],  "
                 f"c {c:.2f} [{ends[2][0]:.2f}, {ends[2][1]:.2f}]")
