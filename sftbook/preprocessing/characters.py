@@ -9,6 +9,7 @@ __all__ = ['apply_edits', 'find_step']
 import html
 import re
 import unicodedata
+from collections import defaultdict
 from functools import lru_cache, partial
 from itertools import accumulate
 
@@ -41,14 +42,26 @@ def _joins(character):
     first = unicodedata.normalize("NFKD", character)[0]
     return unicodedata.category(first)[0] == "M" or "\u1160" <= first <= "\u11ff"
 
+
+# %% ../../nbs/preprocessing/02e_characters.ipynb #c1ea0083
+def _one_of(characters):
+    "A pattern for one of many characters."
+    blocks = defaultdict(list)
+    for c in characters:
+        blocks[ord(c) >> 12 if c >= "\U00010000" else 0].append(c)
+    found = [f"[{''.join(blocks.pop(0))}]"]
+    for block, members in blocks.items():
+        found.append(f"(?=[{chr(block << 12)}-{chr((block << 12) + 0xfff)}])[{''.join(members)}]")
+    return f"(?:{'|'.join(found)})"
+
 @lru_cache
 def _unstable(form):
     "A pattern: letters with what joins them, and single characters that the form changes."
     points = [chr(i) for i in range(0x80, 0x32000) if not 0xd800 <= i < 0xe000]
     points += map(chr, range(0xe0100, 0xe01f0)) # selectors of variants are marks
-    joins = "".join(c for c in points if _joins(c))
-    turned = "".join(c for c in points if unicodedata.normalize(form, c) != c)
-    return re.compile(f"[^{joins}]?[{joins}]+|[{turned}]", re.DOTALL)
+    joins = _one_of(filter(_joins, points))
+    turned = _one_of(c for c in points if unicodedata.normalize(form, c) != c)
+    return re.compile(f".{joins}+|{joins}|{turned}", re.DOTALL)
 
 # %% ../../nbs/preprocessing/02e_characters.ipynb #c1ea0010
 _MARKS = 30 # on one letter; no language has more
@@ -77,7 +90,7 @@ _PICTURE = ("\u231a\u231b\u23e9-\u23ec\u23f0\u23f3\u25fd\u25fe\u2614\u2615\u2648
 _TONE, _TAGS = "[\U0001f3fb-\U0001f3ff]", "[\U000e0020-\U000e007e]+\U000e007f"
 _ONE = f"(?:[{_PICTURE}]\ufe0f?|[\u00a9\u00ae\u203c-\u3299]\ufe0f){_TONE}?"
 _EMOJI = (f"[0-9#*]\ufe0f?\u20e3|[\U0001f1e6-\U0001f1ff]{{2}}"
-          f"|{_ONE}(?:{_TAGS}|(?:\u200d(?:{_ONE}|[\u203c-\u3299]\ufe0f?))*)")
+          f"|{_ONE}(?:{_TAGS}|(?:\u200d(?:{_ONE}|[\u203c-\u3299]\ufe0f?))*+)")
 
 # %% ../../nbs/preprocessing/02e_characters.ipynb #c1ea001b
 _SHAPED = "\u0600-\u08ff\u0900-\u109f\u1780-\u18af" # scripts in which joiners shape letters
@@ -103,9 +116,9 @@ def _emoji(text, choice):
     return _edits(_EMOJIS, text, _described if choice == "describe" else "")
 
 # %% ../../nbs/preprocessing/02e_characters.ipynb #c1ea0022
-_TRACES = re.compile("[\x80-\u2bff\ufb00-\ufb06\uf8ff\ufffd]{1,999}[\x80-\xbf]{0,3}")
+_TRACES = re.compile("[\x80-\u2bff\ufb00-\ufb06\uf8ff\ufffd]{2,999}[\x80-\xbf]{0,3}|[\x80-\x9f]")
 
-@lru_cache(10_000) # the same quotation mark again and again
+@lru_cache(10_000) # the same traces come again and again
 def _repaired(run):
     from ftfy import fix_encoding
     return fix_encoding(run)

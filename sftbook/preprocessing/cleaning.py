@@ -38,13 +38,17 @@ class Cleaned:
 # %% ../../nbs/preprocessing/02d_cleaning.ipynb #c1ea0046
 def _run(plan, text):
     "Make all steps until nothing changes."
-    original, changes = text, []
+    original, changes, done = text, [], {}
     for turn in range(2*_PATIENCE):
         before = text
-        for name, step in plan:
+        for i, (name, step) in enumerate(plan):
+            if done.get(i) == text: # a step finds nothing where it has found nothing
+                continue
             if edits := step(text):
                 changes.append((name, edits))
                 text = apply_edits(text, edits)
+            else:
+                done[i] = text
         if text == before:
             return Cleaned(original, text, changes)
         if turn == _PATIENCE and (edits := _edits(_NEST, text, "")):
@@ -350,7 +354,8 @@ def load_cleaner(path:str|Path, # that `save_cleaner` has written
     "Read what a cleaner does. Raises `ConfigError` for what is none, `CheckpointError`."
     saved, where = read_json(path), str(path)
     try:
-        found = Boilerplate(**saved["boilerplate"]) if saved["boilerplate"] else None
+        said = saved["boilerplate"]
+        found = None if said is None else Boilerplate(**said)
         whole = all(p and type(n) is int for _, p, n in found.lines()) if found else True
         steps, made_with = [*map(str.strip, saved["steps"])], dict(saved["made_with"])
     except (AttributeError, KeyError, TypeError, ValueError):
