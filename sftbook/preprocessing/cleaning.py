@@ -251,7 +251,8 @@ def _count(audit, cleaned):
     for name, edits in cleaned.changes:
         audit.steps[name].add(text, edits)
         text = apply_edits(text, edits)
-    flags = ((audit.emptied, not any(map(_visible, cleaned.text))), (audit.spared, cleaned.spared),
+    seen, left = (any(map(_visible, t)) for t in (cleaned.original, cleaned.text))
+    flags = ((audit.emptied, seen and not left), (audit.spared, cleaned.spared),
              (audit.unsettled, not cleaned.settled))
     for rows, applies in flags:
         rows += [row]*bool(applies)
