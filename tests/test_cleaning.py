@@ -170,12 +170,13 @@ HOSTILE = ["<", "<!--", "<b ", "<b", "</", "<!", "<script>", "<style>x", "<a x='
 @pytest.mark.parametrize("last", ["", "x"], ids=["plain", "x"])
 def test_a_megabyte_of_anything_is_clean_within_a_second(unit, last):
     text = (unit*N)[:N] + last
-    cleaner = Cleaner(boilerplate=FOUND)
+    cleaner, times = Cleaner(boilerplate=FOUND), []
     cleaner.clean("é漢")  # tables are made
-    start = time.process_time()
-    done = cleaner.align(text)
-    took = time.process_time() - start
-    assert took < 1 and done.settled, f"{took:.2f} s"
+    while min(times, default=2) >= 1 and len(times) < 3:  # others may disturb a measurement
+        start = time.process_time()
+        assert cleaner.align(text).settled
+        times.append(time.process_time() - start)
+    assert min(times) < 1, times
 
 
 # ---- what broke
