@@ -238,6 +238,9 @@ class CleaningAudit:
     unsettled:list[int] = field(default_factory=list) # rows that cleaning again would change
     lost:list[tuple[int, LostSpan]] = field(default_factory=list) # row, and what it lost
 
+    def __str__(self):
+        return "\n".join(_audit_lines(self))
+
 # %% ../../nbs/preprocessing/02d_cleaning.ipynb #c1ea0064
 def _count(audit, cleaned):
     "Add a row to an audit."
@@ -251,6 +254,11 @@ def _count(audit, cleaned):
     for name, edits in cleaned.changes:
         audit.steps[name].add(text, edits)
         text = apply_edits(text, edits)
+    _flag(audit, row, cleaned)
+
+# %% ../../nbs/preprocessing/02d_cleaning.ipynb #c1ea00a2
+def _flag(audit, row, cleaned):
+    "Note a row that somebody should look at."
     seen, left = (any(map(_visible, t)) for t in (cleaned.original, cleaned.text))
     flags = ((audit.emptied, seen and not left), (audit.spared, cleaned.spared),
              (audit.unsettled, not cleaned.settled))
@@ -265,8 +273,14 @@ def _audit_lines(audit):
     yield f"{'step':14}{'rows':>9}{'removed':>11}{'added':>11}"
     for name, n in sorted(audit.steps.items(), key=lambda item: -item[1].rows):
         yield f"{name:14}{n.rows:9,}{n.removed:11,}{n.added:11,}"
-    for what, rows in (("nothing left", audit.emptied), ("all boilerplate", audit.spared),
-                       ("not settled", audit.unsettled)):
+    yield from _row_lines(audit)
+
+# %% ../../nbs/preprocessing/02d_cleaning.ipynb #c1ea00a1
+def _row_lines(audit):
+    "Rows that somebody should look at."
+    found = {"nothing left": audit.emptied, "all boilerplate": audit.spared,
+             "not settled": audit.unsettled}
+    for what, rows in found.items():
         if rows:
             more = " ..."*(len(rows) > 8)
             yield f"{what}: {counted(len(rows), 'row')}: {', '.join(map(str, rows[:8]))}{more}"
@@ -274,8 +288,6 @@ def _audit_lines(audit):
         yield f"row {row} lost {span.surface[:30]!r} ({span.type}, by {span.step})"
     if len(audit.lost) > 10:
         yield f"... and {len(audit.lost) - 10:,} more spans"
-
-CleaningAudit.__str__ = lambda self: "\n".join(_audit_lines(self))
 
 # %% ../../nbs/preprocessing/02d_cleaning.ipynb #c1ea0068
 _USUAL = ("encoding", "html", "escapes", "invisible", "unicode:NFC", "width:latin", "space")
