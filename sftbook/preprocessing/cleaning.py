@@ -84,7 +84,7 @@ class LostSpan:
 
 # %% ../../nbs/preprocessing/02d_cleaning.ipynb #c1ea004e
 def move_spans(cleaned:Cleaned, # of the text that was annotated
-               spans:list[tuple[int, int, str]], # start, end (behind the last), type; in the original
+               spans:list[tuple[int, int, str]], # start, end, type, in the original
               ) -> tuple[list[tuple], list[LostSpan]]: # those in the clean text, in the same order
     "Find spans again in a clean text. Raises `DataError` for one outside of the original."
     spans = [_trimmed(cleaned.original, span) for span in spans]
@@ -259,7 +259,7 @@ def _count(audit, cleaned):
 # %% ../../nbs/preprocessing/02d_cleaning.ipynb #c1ea00a2
 def _flag(audit, row, cleaned):
     "Note a row that somebody should look at."
-    seen, left = (any(map(_visible, t)) for t in (cleaned.original, cleaned.text))
+    seen, left = any(map(_visible, cleaned.original)), any(map(_visible, cleaned.text))
     flags = ((audit.emptied, seen and not left), (audit.spared, cleaned.spared),
              (audit.unsettled, not cleaned.settled))
     for rows, applies in flags:
@@ -344,13 +344,15 @@ def clean_rows(cleaner:Cleaner, # what to do
 def _with_column(rows, column, values):
     "Rows with other values in a column; its kind and its place stay."
     kind, order = rows.features[column], rows.column_names
-    return rows.remove_columns(column).add_column(column, values, feature=kind).select_columns(order)
+    others = rows.remove_columns(column)
+    return others.add_column(column, values, feature=kind).select_columns(order)
 
 # %% ../../nbs/preprocessing/02d_cleaning.ipynb #c1ea006e
 def _versions(steps):
     "What the steps stand on: Unicode, and the libraries that are used."
     used = {"encoding": "ftfy", "script": "opencc"}
-    libraries = {used[name] for name in (step.partition(":")[0] for step in steps) if name in used}
+    names = {step.partition(":")[0] for step in steps}
+    libraries = [used[name] for name in sorted(names) if name in used]
     return {"unicode": unidata_version} | {name: version(name) for name in libraries}
 
 def save_cleaner(cleaner:Cleaner, # to be used again
