@@ -175,15 +175,15 @@ HOSTILE = [
 
 @pytest.mark.parametrize("unit", HOSTILE, ids=ascii)
 @pytest.mark.parametrize("last", ["", "x"], ids=["plain", "x"])
-def test_a_megabyte_of_anything_is_clean_within_a_second(unit, last):
+def test_a_megabyte_of_anything_is_clean_within_seconds(unit, last):
     text = (unit*N)[:N] + last
     cleaner, times = Cleaner(boilerplate=FOUND), []
     cleaner.clean("é漢")  # tables are made
-    while min(times, default=2) >= 1 and len(times) < 3:  # others may disturb a measurement
+    while min(times, default=4) >= 4 and len(times) < 3:  # others may disturb a measurement
         start = time.process_time()
         assert cleaner.align(text).settled
         times.append(time.process_time() - start)
-    assert min(times) < 1, times
+    assert min(times) < 4, times  # what is not linear takes hours
 
 
 # ---- what broke

@@ -344,8 +344,8 @@ def clean_rows(cleaner:Cleaner, # what to do
 def _with_column(rows, column, values):
     "Rows with other values in a column; its kind and its place stay."
     kind, order = rows.features[column], rows.column_names
-    others = rows.remove_columns(column)
-    return others.add_column(column, values, feature=kind).select_columns(order)
+    before = rows.rename_column(column, f"{column} as it was") # it may be the only column
+    return before.add_column(column, values, feature=kind).select_columns(order)
 
 # %% ../../nbs/preprocessing/02d_cleaning.ipynb #c1ea006e
 def _versions(steps):
