@@ -162,7 +162,8 @@ def tag_texts(run, # a `SavedRun` or `FineTuned`: its `task` and `model`
     if problems:
         raise DataError.from_problems(problems, remedy="leave these texts out")
     tokens = [[text[a:b] for a, b in word_spans(text)] for text in texts]
-    return [_tagged_text(text, *found) for text, found in zip(texts, tag_tokens(run, tokens, **how))]
+    found = tag_tokens(run, tokens, **how)
+    return [_tagged_text(text, *answer) for text, answer in zip(texts, found)]
 
 # %% ../../nbs/tasks/06k_long_texts.ipynb #6c000031
 _FRAMES = ("solid", "dashed", "dotted", "double")
@@ -197,7 +198,7 @@ def _as_conll(answers):
     blocks = []
     for answer in answers:
         tokens, tags = tag_spans(answer.text, answer.spans())
-        blocks.append("".join(f"{token}\t{tag}\n" for token, tag in zip(tokens, tags)))
+        blocks.append("".join(f"{token.strip()}\t{tag}\n" for token, tag in zip(tokens, tags)))
     return "\n".join(blocks)
 
 # %% ../../nbs/tasks/06k_long_texts.ipynb #6c00003b
@@ -236,7 +237,7 @@ _FORMS = {"conll": (_as_conll, _COLUMN_FILES), "spans": (_as_spans, (".jsonl",))
 # %% ../../nbs/tasks/06k_long_texts.ipynb #6c000041
 def write_tagged(path:str|Path, # must not exist unless `overwrite`
                  answers:list[TaggedText], # of `tag_texts`, perhaps corrected
-                 form:str="spans", # "conll", "spans", "doccano", "label-studio" or "...-predictions"
+                 form:str="spans", # also conll, doccano, label-studio, label-studio-predictions
                  overwrite:bool=False, # replace a file that is there
                 ) -> Path: # the file
     "Write texts with their entities as `load_tagged` reads them. Raises `ConfigError`."
@@ -251,20 +252,27 @@ def write_tagged(path:str|Path, # must not exist unless `overwrite`
     if path.exists() and not overwrite:
         raise ConfigError("this already exists", where=str(path),
                           remedy="choose another name, or say overwrite=True")
-    _check_answers(answers, path)
+    _check_answers(answers, path, form)
     write_text(path, written(answers))
     return path
 
+# %% ../../nbs/tasks/06k_long_texts.ipynb #6c000056
+def _is_type(label):
+    "Whether a name of a type stays as it is in every form."
+    return bool(label) and " ".join(label.split()) == label
+
 # %% ../../nbs/tasks/06k_long_texts.ipynb #6c000042
-def _check_answers(answers, path):
+def _check_answers(answers, path, form):
     "Refuse answers that no reader would read back. Raises `DataError`."
     problems = []
     for i, answer in enumerate(answers):
+        if form == "conll" and "\0" in answer.text: # JSON has a way to write it
+            problems.append((f"text {i}", "a NUL character cannot stand in a text file"))
         try:
             tag_spans(answer.text, answer.spans())
         except DataError as e:
             problems.append((f"text {i}", e.message))
-        odd = [e.label for e in answer.entities if " ".join(e.label.split()) != e.label or not e.label]
+        odd = [e.label for e in answer.entities if not _is_type(e.label)]
         problems += [(f"text {i}", f"{label!r} is no name of a type") for label in odd]
     if problems:
-        raise DataError.from_problems(problems, remedy=f"correct them before {path.name} is written")
+        raise DataError.from_problems(problems, remedy=f"correct them; {path.name} was not written")

@@ -148,9 +148,31 @@ class _SpanAnswers:
         words = (outputs[1] != -1).sum(-1).tolist()
         return [_entity_tags(row, n) for row, n in zip(self.entities(outputs), words)]
 
+# %% ../../nbs/tasks/06ja_span_tagging.ipynb #6b000030
+class _SpanScoring:
+    "How the model of a span tagger is asked, and what its answers cost."
+    def infer(self, model, batch):
+        "Worth of each span (batch, words, longest, 1 + types), and where words begin."
+        output, starts = _ask(model, batch, output_hidden_states=True)
+        vectors, pairs, lengths = output["structure"]
+        tag_scores, vectors = _at_words(output.logits, starts).float(), _at_words(vectors, starts)
+        scores = span_scores(tag_scores, vectors, pairs, lengths, self.roles(starts.device))
+        return _only_spans(scores.float(), _span_mask(starts, self.longest)), starts
+
+    def roles(self, device):
+        return [table.to(device) for table in _roles(self.labels)]
+
+    def loss(self, model, batch):
+        "Cross-entropy over nothing and the types, summed over all spans, and the number of words."
+        scores, starts = self.infer(model, batch)
+        there, roles = _span_mask(starts, self.longest), self.roles(starts.device)
+        true = _true_types(batch["labels"], batch["lengths"], self.longest, roles)
+        loss = nn.functional.cross_entropy(scores[there], true[there], reduction="sum")
+        return loss, int((starts >= 0).sum())
+
 # %% ../../nbs/tasks/06ja_span_tagging.ipynb #6a000070
 @dataclass
-class SpanTagging(_SpanAnswers, _WithPart, TokenClassification):
+class SpanTagging(_SpanAnswers, _SpanScoring, _WithPart, TokenClassification):
     "Every span up to a length is scored for every type; the surest that do not overlap are taken."
     longest:int = 12 # words of the longest entity that can be found
 
@@ -177,25 +199,6 @@ class SpanTagging(_SpanAnswers, _WithPart, TokenClassification):
                 f["lengths"], too_long = _entity_lengths(tags, self.longest)
                 self.truncated += too_long
         return features
-
-    def infer(self, model, batch):
-        "Worth of each span (batch, words, longest, 1 + types), and where words begin."
-        output, starts = _ask(model, batch, output_hidden_states=True)
-        vectors, pairs, lengths = output["structure"]
-        tag_scores, vectors = _at_words(output.logits, starts).float(), _at_words(vectors, starts)
-        scores = span_scores(tag_scores, vectors, pairs, lengths, self.roles(starts.device))
-        return _only_spans(scores.float(), _span_mask(starts, self.longest)), starts
-
-    def roles(self, device):
-        return [table.to(device) for table in _roles(self.labels)]
-
-    def loss(self, model, batch):
-        "Cross-entropy over nothing and the types, summed over all spans, and the number of words."
-        scores, starts = self.infer(model, batch)
-        there, roles = _span_mask(starts, self.longest), self.roles(starts.device)
-        true = _true_types(batch["labels"], batch["lengths"], self.longest, roles)
-        loss = nn.functional.cross_entropy(scores[there], true[there], reduction="sum")
-        return loss, int((starts >= 0).sum())
 
     def example(self):
         what = "What is known of pairs of words and of lengths"

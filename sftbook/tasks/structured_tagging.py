@@ -20,7 +20,7 @@ from ..core import CheckpointError, ConfigError
 from ..evaluation.entities import entity_spans
 from ..schemes import tag_scheme, to_iob2
 from .protocol import _RESTORE
-from .token_classification import _tag_names, TokenClassification
+from .token_classification import TokenClassification
 
 # %% ../../nbs/tasks/06j_structured_tagging.ipynb #6a000007
 def toy_checkpoint(folder:str|Path, # where to
