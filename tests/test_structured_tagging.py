@@ -172,6 +172,23 @@ def test_missing_or_strange_weights_beside_the_model_are_said(name, tuned, tmp_p
         load_run(folder)
 
 
+@pytest.mark.parametrize("name", ["crf", "spans"])
+def test_several_processes_may_take_the_outputs_apart_and_put_them_together(name, tuned):
+    "As `DistributedDataParallel` does where weights without a gradient are expected."
+    from torch.utils._pytree import tree_flatten, tree_unflatten
+
+    run = tuned[name]
+    batch = run.task.collate(run.task.encode(rows()))
+    read = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    output = run.model(**read, output_hidden_states=True)
+    leaves, spec = tree_flatten(output)
+    weights = list(run.model.structure.parameters())
+    gradients = torch.autograd.grad(sum(leaf.sum() for leaf in leaves), weights)
+    again = tree_unflatten(leaves, spec)
+    assert len(gradients) == len(weights) == 3
+    assert all(map(torch.equal, output.structure, again.structure))
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_four_passes_of_four_rows_are_one_of_sixteen(name, tiny_checkpoint):
     task = made(name, tiny_checkpoint)

@@ -154,7 +154,7 @@ class _SpanScoring:
     def infer(self, model, batch):
         "Worth of each span (batch, words, longest, 1 + types), and where words begin."
         output, starts = _ask(model, batch, output_hidden_states=True)
-        vectors, pairs, lengths = output["structure"]
+        vectors, pairs, lengths = output.structure
         tag_scores, vectors = _at_words(output.logits, starts).float(), _at_words(vectors, starts)
         scores = span_scores(tag_scores, vectors, pairs, lengths, self.roles(starts.device))
         return _only_spans(scores.float(), _span_mask(starts, self.longest)), starts

@@ -9,6 +9,7 @@ __all__ = ['toy_checkpoint', 'legal_tags', 'rules', 'look_ahead', 'best_tags', '
 # %% ../../nbs/tasks/06j_structured_tagging.ipynb #6a000004
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -178,10 +179,18 @@ def _attach(model, part):
     "Make `part` a piece of the model; what it gives stands among the model's outputs."
     model.structure = part
     def add(module, args, output):
-        output["structure"] = module.structure(output)
-        return output
+        return _structured_output()(**output, structure=module.structure(output))
     model.register_forward_hook(add)
     return model
+
+@lru_cache
+def _structured_output():
+    "Made when it is needed, since transformers loads slowly."
+    from transformers.modeling_outputs import TokenClassifierOutput
+    @dataclass
+    class StructuredOutput(TokenClassifierOutput):
+        structure:tuple|None = None # what the part gave
+    return StructuredOutput
 
 # %% ../../nbs/tasks/06j_structured_tagging.ipynb #6a000033
 class TagChain(nn.Module):
@@ -272,7 +281,7 @@ class CRFTagging(_ChainAnswers, _WithPart, TokenClassification):
 
     def infer(self, model, batch):
         output, starts = _ask(model, batch)
-        return _at_words(output.logits, starts), starts, output["structure"]
+        return _at_words(output.logits, starts), starts, output.structure
 
     def chained(self, outputs):
         scores, starts, chain = outputs
