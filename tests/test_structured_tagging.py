@@ -336,3 +336,10 @@ def test_the_longest_entity_of_the_rows_is_the_longest_span(tiny_checkpoint):
     assert short.longest == 2 and short.truncated == 1
     saved = json.loads(json.dumps(vars_of(short)))
     assert saved["longest"] == 2
+
+
+def test_running_sums_of_half_precision_do_not_lose_the_later_words():
+    from sftbook.tasks.span_tagging import _inner_means
+
+    means = _inner_means(torch.full((1, 250, 1), 1.5).bfloat16(), 3)
+    torch.testing.assert_close(means[0, :248], torch.full((248, 3, 1), 1.5))

@@ -28,7 +28,7 @@ def _windows(values, longest):
 # %% ../../nbs/tasks/06ja_span_tagging.ipynb #6a000056
 def _inner_means(values, longest):
     "Mean over each span: (batch, words, n) -> (batch, words, longest, n)."
-    sums = values.cumsum(1)
+    sums = values.float().cumsum(1) # half precision would lose the later words
     before = nn.functional.pad(sums, (0, 0, 1, 0))[:, :-1, None]
     lengths = torch.arange(1, longest + 1, device=values.device)[:, None]
     return (_windows(sums, longest).transpose(-1, -2) - before)/lengths
