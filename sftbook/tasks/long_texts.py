@@ -19,7 +19,7 @@ import torch
 
 from ..core import ConfigError, DataError, write_text
 from ..files import _visible, text_problem
-from ..spans import _check_overlap, tag_spans, word_spans
+from ..spans import _check_overlap, split_words, tag_spans, word_spans
 from ..tagged import _COLUMN_FILES
 from .protocol import infer_rows
 from .structured_tagging import _NEVER, scored_entities
@@ -75,12 +75,15 @@ def _window_scores(run, windows, batch_size):
     task, beside = run.task, []
     def read(outputs):
         scores, starts, *more = outputs
-        beside[:] = [tuple(part.cpu() for part in one) for one in more]
+        beside[:] = map(_to_cpu, more)
         words = (starts != -1).sum(1).tolist()
         return [(s[:n], w[:n]) for s, w, n in zip(scores.cpu(), starts.cpu(), words)]
     plain = SimpleNamespace(encode=task.encode, collate=task.collate, infer=task.infer,
                             join=itemgetter(0)) # a window is one part
     return infer_rows(plain, run.model, task.as_rows(windows), read, batch_size), beside
+
+def _to_cpu(parts):
+    return tuple(part.cpu() for part in parts)
 
 # %% ../../nbs/tasks/06k_long_texts.ipynb #6c00001c
 def _overlap(task, overlap):
@@ -161,8 +164,7 @@ def tag_texts(run, # a `SavedRun` or `FineTuned`: its `task` and `model`
                 if (what := text_problem(text, max_characters))]
     if problems:
         raise DataError.from_problems(problems, remedy="leave these texts out")
-    tokens = [[text[a:b] for a, b in word_spans(text)] for text in texts]
-    found = tag_tokens(run, tokens, **how)
+    found = tag_tokens(run, list(map(split_words, texts)), **how)
     return [_tagged_text(text, *answer) for text, answer in zip(texts, found)]
 
 # %% ../../nbs/tasks/06k_long_texts.ipynb #6c000031
