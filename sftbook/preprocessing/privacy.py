@@ -7,7 +7,6 @@ __all__ = ['TYPES', 'luhn_valid', 'id_check_character', 'find_personal', 'Vault'
            'new_key', 'read_key', 'mask_rows', 'personal_line']
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020004
-import base64
 import hmac
 import ipaddress
 import json
@@ -30,8 +29,7 @@ from ..core import ConfigError, counted, DataError, quiet
 @lru_cache(maxsize=1)
 def _plain():
     "Full-width letters, every script's digits, and kinds of dashes and spaces: their plain form."
-    wide = [*range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B)]
-    table = {code: code - 0xFEE0 for code in wide}
+    table = {code: code - 0xFEE0 for code in (*range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}
     table |= {code: str(unicodedata.decimal(chr(code))) for code in range(0x80, 0x1FBFA)
               if chr(code).isdecimal()}
     signs = zip("＠＋．＿（）\u3000\u00a0\u2009\u202f－‐‑‒–—―−", "@+._()    --------")
@@ -42,14 +40,13 @@ def _folded(text):
     return text if text.isascii() else text.translate(_plain())
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a02000b
+_DOUBLED = str.maketrans("0123456789", "0246813579") # less 9 above 9
+
 def luhn_valid(digits:str, # nothing but digits
               ) -> bool: # whether the last one fits the others
     "The check of bank cards (Luhn 1960; ISO/IEC 7812-1)."
-    total = 0
-    for i, digit in enumerate(reversed(digits)):
-        term = int(digit)*(1 + i % 2)
-        total += term - 9 if term > 9 else term
-    return total % 10 == 0
+    doubled = digits[-2::-2].translate(_DOUBLED)
+    return (sum(map(int, digits[::-2])) + sum(map(int, doubled))) % 10 == 0
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a02000f
 def id_check_character(first:str, # the first 17 digits
@@ -76,47 +73,49 @@ def _is_id_card(digits):
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020015
 _LETTER = r"[^\W\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]" # no Chinese, ...
-_BEFORE = rf"(?<!{_LETTER})(?<!\d[-.])"
-_AFTER = rf"(?!{_LETTER})(?![-.]\d)"
+_BEFORE = rf"(?<!{_LETTER})(?<!\d[-.·])"
+_AFTER = rf"(?!{_LETTER})(?![-.·]\d)"
 _LABEL = re.compile(
     r"(?:订单(?:编?号)?|单号|流水号|货号|批号|序列号|发票(?:编?号)?|版本|ISBN|ISSN|№|#|[$€£¥￥]"
     r"|(?<!to )\border|\b(?:invoice|serial|tracking|ticket|reference|ref|version|ver|item))"
-    r"码?号?(?: ?(?:number|no|id))?[ .:：#]{0,3}$", re.IGNORECASE)
+    r"码?号?(?: ?(?:number|no|id))?$", re.IGNORECASE)
 _MONEY = re.compile(r" ?(?:[万亿美欧日港]{0,2}元|yuan|dollars|euros|pounds)", re.IGNORECASE)
 
 def _labelled(text, start, end):
     "Whether the words around a number say that it is an order, a version or a price."
-    return bool(_LABEL.search(text[max(0, start - 24):start]) or _MONEY.match(text, end))
+    before = text[max(0, start - 24):start].rstrip(" .:：")
+    return bool(not before[-1:].isdigit() and _LABEL.search(before) or _MONEY.match(text, end))
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020021
 class _Rule(NamedTuple):
     "How one type is found."
-    pattern:re.Pattern
-    check:Callable = lambda text, start, end: True # of what the pattern found, in the folded text
+    patterns:list[str] # each is searched for
+    check:Callable = lambda text, start, end: True # of what the pattern found
+    sign:str = "" # a character without which there is nothing to find
+    wide:bool = True # whether it may be written in full width
 
 _RULES = {} # type -> rule; of two finds of equal length the earlier one here is believed
 
-# %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020023
-_HOST = rf"(?:{_LETTER}(?:{_LETTER}|-){{0,62}}\.){{1,8}}[A-Za-z]{{2,24}}(?!{_LETTER})"
-_RULES["EMAIL"] = _Rule(re.compile(
-    rf"(?<!{_LETTER})(?<![.+%-]){_LETTER}(?:{_LETTER}|[.+%-]){{0,63}}@{_HOST}"))
-
-# %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020026
 def _search(rule, text):
     "Places of all finds of a rule in a folded text."
-    places, match = [], rule.pattern.search(text)
-    while match:
-        start, end = match.span()
-        right = rule.check(text, start, end)
-        if right:
-            places.append((start, end))
-        match = rule.pattern.search(text, end if right else start + 1)
+    places, patterns = [], rule.patterns if rule.sign in text else ()
+    for pattern in map(re.compile, patterns): # which keeps what it has compiled
+        match = pattern.search(text)
+        while match:
+            start, end = match.span()
+            right = rule.check(text, start, end)
+            if right:
+                places.append((start, end))
+            match = pattern.search(text, end if right else start + 1)
     return places
 
-# %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020029
-_RULES["URL"] = _Rule(re.compile(
-    rf"(?<!{_LETTER})(?<![@.])(?:(?:https?|ftp)://|www\.)(?=[a-z0-9\[])"
-    r"[a-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+(?<![.,:;!?')\]])", re.IGNORECASE))
+# %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020023
+_HOST = rf"(?:{_LETTER}(?:{_LETTER}|-){{0,62}}\.){{1,8}}[A-Za-z]{{2,24}}(?!{_LETTER})"
+_RULES["EMAIL"] = _Rule([
+    rf"(?<!{_LETTER})(?<![.+%-]){_LETTER}(?:{_LETTER}|[.+%-]){{0,63}}@{_HOST}"], sign="@")
+_RULES["URL"] = _Rule([
+    rf"(?i)(?<!{_LETTER})(?<![@.])(?:(?:https?|ftp)://|www\.)(?=[a-z0-9\[])"
+    r"[a-z0-9\-._~:/?#\[\]@!$&'*+,;=%]+(?<![.,:;!?'\]])"])
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a02002b
 _V4, _HEX = r"\d{1,3}(?:\.\d{1,3}){3}", "[0-9A-Fa-f]"
@@ -124,38 +123,40 @@ _V6 = rf"(?:{_HEX}{{0,4}}:){{2,7}}(?:{_V4}|{_HEX}{{1,4}})?"
 
 def _is_ip(text, start, end):
     held = text[start:end]
-    if ":" in held and (end - start < 7 or not any(map(str.isdigit, held))):
+    if end - start < 7 or not any(map(str.isdigit, held)) or re.fullmatch(r"\d(\.\d){3}", held):
         return False
     try:
-        ipaddress.ip_address(held)
+        ipaddress.IPv6Address(held) if ":" in held else ipaddress.IPv4Address(held)
     except ValueError:
         return False
     return not _labelled(text, start, end)
 
-_RULES["IP"] = _Rule(re.compile(rf"(?<!{_LETTER})(?<![.:])(?:{_V4}|{_V6})(?!{_LETTER}|[.:]\w)"),
-                     _is_ip)
+_RULES["IP"] = _Rule([rf"(?<!{_LETTER})(?<![.:])(?:{_V4}|{_V6})(?!{_LETTER}|[.:]\w)"],
+                     _is_ip, wide=False)
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a02002e
 _RULES["ID_CARD"] = _Rule(
-    re.compile(rf"{_BEFORE}[1-9]\d{{5}}(?: ?\d{{8}} ?\d{{3}}[\dXx]|\d{{9}}){_AFTER}"),
+    [rf"{_BEFORE}[1-9]\d{{5}}(?: ?\d{{8}} ?\d{{3}}[\dXx]|\d{{9}}){_AFTER}"],
     lambda text, start, end: _is_id_card(text[start:end].replace(" ", "")))
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020030
-_GROUPS = (r"\d{4}(?:([ -]?)\d{4}\1\d{4}\1\d{1,4}(?:\1\d{1,3})?" # 4-4-4-4-3, or no groups
-           r"|([ -])\d{6}\2\d{4,5}|\d{2}[ -]\d{7,13})") # 4-6-5; 6-13
+_ISSUED = r"(?=2[2-7]|[3-6]|9[0-6])"
+_FOURS = r"\d{4}([ -])\d{4}\1\d{4}\1\d{1,4}"
+_GROUPS = (rf"(?:\d{{13,19}}|{_FOURS}|\d{{4}}([ -])\d{{6}}\2\d{{4,5}}|\d{{6}}[ -]\d{{7,13}})",
+           rf"{_FOURS}\1\d{{1,3}}") # the second: 4-4-4-4-3
 
 def _is_bank_card(text, start, end):
-    digits = re.sub(r"\D", "", text[start:end])
-    issued = re.match("2[2-7]|[3-6]|9[0-6]", digits)
-    return bool(issued) and luhn_valid(digits) and not _labelled(text, start, end)
+    digits = text[start:end].replace(" ", "").replace("-", "")
+    return luhn_valid(digits) and not _labelled(text, start, end)
 
-_RULES["BANK_CARD"] = _Rule(re.compile(_BEFORE + _GROUPS + _AFTER), _is_bank_card)
+_RULES["BANK_CARD"] = _Rule([_BEFORE + _ISSUED + groups + _AFTER for groups in _GROUPS],
+                            _is_bank_card)
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020033
 _PHONE = (r"(?:\+[1-9](?:[ ().-]{0,2}\d){6,14}" # any country
           r"|(?:(?:00)?86[ -]?)?1[3-9]\d([ -]?)\d{4}\1\d{4}" # Chinese mobile
-          r"|\(?0(?:10|2\d|[3-9]\d\d)[ )-]{0,2}[2-8]\d{2,3}[ -]?\d{4}" # land line
-          r"(?:[ -]?(?:转|ext\.?|-) ?\d{1,5})?)") # its extension
+          r"|\(?0(?:10|2\d|[3-9]\d\d)[ )-]{0,2}[2-8]\d{2,3}[ -]?\d{4}" # land line, extension
+          r"(?:[ -]?(?:转|ext\.?|-) ?\d{1,5})?)")
 _CALL = re.compile(r"(?:电话|传真|热线|座机|\b(?:tel|phone|fax|call|ring))(?:号码?)?\W{0,3}$", re.I)
 
 def _is_phone(text, start, end):
@@ -164,11 +165,11 @@ def _is_phone(text, start, end):
     bare = text[start] == "0" and text[start:end].isdigit() and not text.startswith("0086", start)
     return not bare or bool(_CALL.search(text[max(0, start - 12):start]))
 
-_RULES["PHONE"] = _Rule(re.compile(_BEFORE + _PHONE + _AFTER, re.IGNORECASE), _is_phone)
+_RULES["PHONE"] = _Rule([f"(?i){_BEFORE}{_PHONE}{_AFTER}"], _is_phone)
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020036
 _NAME = r"(?!\d+(?:[ap]m)?(?!\w))(?>\w[\w.-]{0,28}\w)" # in one piece: what it takes, it keeps
-_CODE = re.compile(r"(?:[ \t]{0,40}@[^\n]{0,200}\n){1,5}[ \t]{0,40}(?:async +)?"
+_CODE = re.compile(r"(?:[ \t]{0,40}@[^\n]{0,200}\n){1,3}[ \t]{0,40}(?:async +)?"
                    r"(?:def|class|public|private|protected|static|final|void) ")
 
 def _is_handle(text, start, end):
@@ -176,13 +177,13 @@ def _is_handle(text, start, end):
     line = text[max(0, start - 40):start].rpartition("\n")[2]
     return bool(line.strip()) or not _CODE.match(text, start)
 
-_RULES["HANDLE"] = _Rule(re.compile(
-    rf"(?<!{_LETTER})(?<![.+%`-])@{_NAME}(?<![.-])(?:@{_HOST})?(?!/)"), _is_handle)
+_RULES["HANDLE"] = _Rule([
+    rf"(?<!{_LETTER})(?<![.+%`-])@{_NAME}(?<![.-])(?:@{_HOST})?(?!/)"], _is_handle, sign="@")
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020039
 _PLACEHOLDER = re.compile(r"<([A-Z]{1,12}(?:_[A-Z]{1,12})?)_([0-9a-z]{1,20}(?:-[0-9a-z]{1,20})?)>")
 TYPES = tuple(_RULES) # EMAIL, URL, IP, ID_CARD, BANK_CARD, PHONE, HANDLE
-_RULES["PLACEHOLDER"] = _Rule(_PLACEHOLDER)
+_RULES["PLACEHOLDER"] = _Rule([_PLACEHOLDER.pattern])
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a02003c
 def find_personal(text:str, # any text
@@ -194,7 +195,8 @@ def find_personal(text:str, # any text
                           remedy=f"choose among {', '.join(TYPES)}")
     folded, finds = _folded(text), []
     for kind in types:
-        finds += [(start, end, kind) for start, end in _search(_RULES[kind], folded)]
+        places = _search(_RULES[kind], folded if _RULES[kind].wide else text)
+        finds += [(start, end, kind) for start, end in places]
     return _joined(finds)
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a02003d
@@ -202,14 +204,12 @@ def _joined(finds):
     "Finds that overlap become one, of the type of the longest."
     order, joined = list(_RULES), []
     for start, end, kind in sorted(finds):
-        size = (end - start, -order.index(kind))
-        if not joined or start >= joined[-1][1]:
-            joined.append((start, end, kind, size))
-            continue
-        first, last, known, largest = joined[-1]
-        name = kind if size > largest else known
-        joined[-1] = (first, max(end, last), name, max(size, largest))
-    return [span[:3] for span in joined]
+        best = (start - end, order.index(kind), kind) # the least is the longest
+        if joined and start < joined[-1][1]:
+            start, last, other = joined.pop()
+            end, best = max(end, last), min(best, other)
+        joined.append((start, end, best))
+    return [(start, end, best[2]) for start, end, best in joined]
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020051
 def _value(kind, surface):
@@ -249,12 +249,11 @@ class Vault:
 def _pseudonym(key, kind, surface):
     "The name of a find under a key: that of its value, and of a way of writing that is not plain."
     value = _value(kind, surface)
-    name = "k" + _letters(key, kind, value)
-    return name if surface == value else f"{name}-{_letters(key, kind, value, surface)}"
+    name = "k" + _digest(key, kind, value)
+    return name if surface == value else f"{name}-{_digest(key, kind, value, surface)}"
 
-def _letters(key, *parts):
-    digest = hmac.digest(key, json.dumps(parts).encode(), "sha256") # HMAC, RFC 2104
-    return base64.b32encode(digest)[:12].decode().lower()
+def _digest(key, *parts): # HMAC, RFC 2104
+    return hmac.new(key, json.dumps(parts).encode(), "sha256").hexdigest()[:16]
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a02005b
 def mask(text:str, # any text
@@ -357,11 +356,9 @@ def read_key(path:str|Path, # of `new_key`
             ) -> bytes: # the key
     "Read a key. Raises `DataError`."
     try:
-        key = bytes.fromhex(_read_private(path))
-        _check_key(key)
-    except (ValueError, ConfigError) as e:
+        return bytes.fromhex(_read_private(path))
+    except ValueError as e:
         raise DataError("this is no key", where=str(path), remedy="restore it from a copy") from e
-    return key
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020069
 _SHIFTED = ("tokens", "spans", "entities", "answers")
@@ -380,16 +377,14 @@ def mask_rows(rows, # a Dataset
     for name in rows.column_names:
         column, masked = rows[name][:], []
         for i, value in enumerate(column):
-            before = counts.total()
             masked.append(_mask_value(value, key, vault, types, counts))
-            touched.update([i]*(counts.total() > before))
+            touched.update([i]*(masked[-1] != value))
         if masked != column:
             with quiet():
                 new = new.remove_columns(name).add_column(name, masked, feature=rows.features[name])
     found = {kind: counts[kind] for kind in _RULES if counts[kind]}
     return new.select_columns(rows.column_names), {"rows": len(touched), **found}
 
-# %% ../../nbs/preprocessing/02h_privacy.ipynb #7a02006a
 def _mask_value(value, *settings):
     "Mask the texts in a value of a column."
     if isinstance(value, str):
