@@ -41,7 +41,6 @@ def _folded(text):
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a02000b
 _DOUBLED = str.maketrans("0123456789", "0246813579") # less 9 above 9
-
 def luhn_valid(digits:str, # nothing but digits
               ) -> bool: # whether the last one fits the others
     "The check of bank cards (Luhn 1960; ISO/IEC 7812-1)."
@@ -77,7 +76,7 @@ _BEFORE = rf"(?<!{_LETTER})(?<!\d[-.·])"
 _AFTER = rf"(?!{_LETTER})(?![-.·]\d)"
 _LABEL = re.compile(
     r"(?:订单(?:编?号)?|单号|流水号|货号|批号|序列号|发票(?:编?号)?|版本|ISBN|ISSN|№|#|[$€£¥￥]"
-    r"|(?<!to )\border|\b(?:invoice|serial|tracking|ticket|reference|ref|version|ver|item))"
+    rf"|(?<!{_LETTER})(?:(?<!to )order|invoice|serial|tracking|ticket|ref(?:erence)?|ver(?:sion)?))"
     r"码?号?(?: ?(?:number|no|id))?$", re.IGNORECASE)
 _MONEY = re.compile(r" ?(?:[万亿美欧日港]{0,2}元|yuan|dollars|euros|pounds)", re.IGNORECASE)
 
@@ -157,7 +156,7 @@ _PHONE = (r"(?:\+[1-9](?:[ ().-]{0,2}\d){6,14}" # any country
           r"|(?:(?:00)?86[ -]?)?1[3-9]\d([ -]?)\d{4}\1\d{4}" # Chinese mobile
           r"|\(?0(?:10|2\d|[3-9]\d\d)[ )-]{0,2}[2-8]\d{2,3}[ -]?\d{4}" # land line, extension
           r"(?:[ -]?(?:转|ext\.?|-) ?\d{1,5})?)")
-_CALL = re.compile(r"(?:电话|传真|热线|座机|\b(?:tel|phone|fax|call|ring))(?:号码?)?\W{0,3}$", re.I)
+_CALL = re.compile(rf"(?:电话|传真|热线|座机|(?<!{_LETTER})(?:tel|phone|fax|call))\W{{0,3}}$", re.I)
 
 def _is_phone(text, start, end):
     if _labelled(text, start, end):
@@ -236,7 +235,7 @@ class Vault:
                 self.number(kind, original)
 
     def number(self, kind, surface):
-        "Number of a find: that of its value, and of the way it is written where it is not the first."
+        "Number of a find: that of its value, and of another way of writing it."
         values = self.seen.setdefault(kind, {})
         number, forms = values.setdefault(_value(kind, surface), (len(values) + 1, {}))
         form = forms.setdefault(surface, len(forms))
@@ -295,12 +294,11 @@ def restore(text:str, # masked, perhaps edited since
             vault:Vault, # what stood there
            ) -> str: # the text with the originals
     "Undo `mask`. Raises `DataError` for a placeholder that the vault does not know."
-    def original(match):
-        if match[0] not in vault.originals:
-            raise DataError(f"{match[0]} is not in the vault", where="restore",
-                            remedy="take the vault that was filled when this text was masked")
-        return vault.originals[match[0]]
-    return _PLACEHOLDER.sub(original, text)
+    held = {match[0] for match in _PLACEHOLDER.finditer(text)}
+    if strange := sorted(held - {*vault.originals}):
+        raise DataError(f"{strange[0]} is not in the vault", where="restore",
+                        remedy="take the vault that was filled when this text was masked")
+    return _PLACEHOLDER.sub(lambda match: vault.originals[match[0]], text)
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020062
 def _write_private(path, text):
@@ -341,7 +339,6 @@ def read_vault(path:str|Path, # of `write_vault`
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise DataError("this is no vault", where=str(path), remedy="restore it from a copy") from e
 
-# %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020066
 def new_key(path:str|Path, # of a file that is not there yet
            ) -> bytes: # 32 random bytes
     "Make a key and keep it in a file of its owner. Raises `DataError` rather than replace one."
@@ -372,13 +369,12 @@ def mask_rows(rows, # a Dataset
     if shifted := [name for name in _SHIFTED if name in rows.column_names]:
         raise DataError(f"the column {shifted[0]!r} would not fit its text any more",
                         where="mask_rows", remedy="mask the texts before they are cut or marked")
-    vault, counts, touched = Vault() if vault is None else vault, Counter(), set()
-    new = rows
+    new, counts, touched = rows, Counter(), set()
+    settings = key, Vault() if vault is None else vault, types
     for name in rows.column_names:
-        column, masked = rows[name][:], []
-        for i, value in enumerate(column):
-            masked.append(_mask_value(value, key, vault, types, counts))
-            touched.update([i]*(masked[-1] != value))
+        column = rows[name][:]
+        masked = [_mask_value(value, *settings, counts) for value in column]
+        touched.update(i for i, value in enumerate(column) if masked[i] != value)
         if masked != column:
             with quiet():
                 new = new.remove_columns(name).add_column(name, masked, feature=rows.features[name])
