@@ -8,7 +8,7 @@ import time
 
 import pytest
 from datasets import Dataset, Features, Value
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sftbook.core import ConfigError, DataError
@@ -178,6 +178,17 @@ def test_what_is_no_personal_data_stays(text):
     assert find_personal(text) == []
 
 
+@pytest.mark.parametrize("kind, text", [
+    ("EMAIL", "mira@example.org"), ("URL", "http://example.org/a"), ("URL", "www.example.org"),
+    ("IP", "192.0.2.7"), ("IP", "2001:db8::1"), ("ID_CARD", "11010519491231002X"),
+    ("BANK_CARD", "4012888888881881"), ("PHONE", "13800138000"), ("HANDLE", "@mira")])
+def test_a_sign_before_a_find_does_not_hide_it(kind, text):
+    for before in ("", "是:", "是：", "-", "...", "。", "(", "“", "=", "tip:", "\n", "、", "*", "/"):
+        for behind in ("", ".", "。", ",", ")", "”", "\n", "、", "*", "...", ";", "的"):
+            around = before + text + (" " if (kind, behind) == ("HANDLE", "的") else behind)
+            assert text in held(around, kind), around
+
+
 def test_a_card_before_its_date_of_expiry_is_found():
     for rest in ("12/27", "123", "1227", "12"):
         assert held(f"4012 8888 8888 1881 {rest}", "BANK_CARD") == ["4012 8888 8888 1881"]
@@ -212,6 +223,7 @@ def test_the_check_character_is_iso_7064(number):
 @given(st.integers(2**126, 2**127))
 def test_long_forms_of_addresses_are_found(number):
     address = str(ipaddress.IPv6Address(number))
+    assume(len(address) >= 7)  # 4000:: could be code, and is left
     assert held(f"from {address}, port 80", "IP") == [address]
 
 
@@ -224,7 +236,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_a_hostile_megabyte_takes_less_than_a_second(piece):
-    text, taken = piece*(10**6//len(piece.encode())), []
+    text, taken = piece*(10**6//len(piece.encode())) + "@", []
     for _ in range(3):  # of the processor; the best, as others use the machine too
         start = time.process_time()
         find_personal(text)

@@ -111,14 +111,14 @@ def _search(rule, text):
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020023
 _HOST = rf"(?:{_LETTER}(?:{_LETTER}|-){{0,62}}\.){{1,8}}[A-Za-z]{{2,24}}(?!{_LETTER})"
 _RULES["EMAIL"] = _Rule([
-    rf"(?<!{_LETTER})(?<![.+%-]){_LETTER}(?:{_LETTER}|[.+%-]){{0,63}}@{_HOST}"], sign="@")
+    rf"(?<!{_LETTER}){_LETTER}(?:{_LETTER}|[.+%-]){{0,63}}@{_HOST}"], sign="@")
 _RULES["URL"] = _Rule([
-    rf"(?i)(?<!{_LETTER})(?<![@.])(?:(?:https?|ftp)://|www\.)(?=[a-z0-9\[])"
-    r"[a-z0-9\-._~:/?#\[\]@!$&'*+,;=%]+(?<![.,:;!?'\]])"])
+    rf"(?i)(?<!{_LETTER})(?<!@)(?:(?:https?|ftp)://|www\.)(?=[a-z0-9\[])"
+    r"[a-z0-9\-._~:/?#\[\]@!$&'*+,;=%]+(?<![.,:;!?'*\]])"])
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a02002b
 _V4, _HEX = r"\d{1,3}(?:\.\d{1,3}){3}", "[0-9A-Fa-f]"
-_V6 = rf"(?:{_HEX}{{0,4}}:){{2,7}}(?:{_V4}|{_HEX}{{1,4}})?"
+_V6 = rf"(?<!{_HEX}:)(?<!::)(?:{_HEX}{{0,4}}:){{2,7}}(?:{_V4}|{_HEX}{{1,4}})?"
 
 def _is_ip(text, start, end):
     held = text[start:end]
@@ -130,7 +130,7 @@ def _is_ip(text, start, end):
         return False
     return not _labelled(text, start, end)
 
-_RULES["IP"] = _Rule([rf"(?<!{_LETTER})(?<![.:])(?:{_V4}|{_V6})(?!{_LETTER}|[.:]\w)"],
+_RULES["IP"] = _Rule([rf"(?<!{_LETTER})(?<!\d[.:])(?:{_V4}|{_V6})(?!{_LETTER}|[.:]\w)"],
                      _is_ip, wide=False)
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a02002e
@@ -177,7 +177,7 @@ def _is_handle(text, start, end):
     return bool(line.strip()) or not _CODE.match(text, start)
 
 _RULES["HANDLE"] = _Rule([
-    rf"(?<!{_LETTER})(?<![.+%`-])@{_NAME}(?<![.-])(?:@{_HOST})?(?!/)"], _is_handle, sign="@")
+    rf"(?<!{_LETTER})(?<!`)@{_NAME}(?<![.-])(?:@{_HOST})?(?!/)"], _is_handle, sign="@")
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020039
 _PLACEHOLDER = re.compile(r"<([A-Z]{1,12}(?:_[A-Z]{1,12})?)_([0-9a-z]{1,20}(?:-[0-9a-z]{1,20})?)>")
