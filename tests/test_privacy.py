@@ -183,10 +183,21 @@ def test_what_is_no_personal_data_stays(text):
     ("IP", "192.0.2.7"), ("IP", "2001:db8::1"), ("ID_CARD", "11010519491231002X"),
     ("BANK_CARD", "4012888888881881"), ("PHONE", "13800138000"), ("HANDLE", "@mira")])
 def test_a_sign_before_a_find_does_not_hide_it(kind, text):
-    for before in ("", "是:", "是：", "-", "...", "。", "(", "“", "=", "tip:", "\n", "、", "*", "/"):
+    for before in ("", "是:", "是：", "-", "...", "。", "(", "“", "=", "tip:", "\n", "、", "*",
+                   "/"):
         for behind in ("", ".", "。", ",", ")", "”", "\n", "、", "*", "...", ";", "的"):
             around = before + text + (" " if (kind, behind) == ("HANDLE", "的") else behind)
             assert text in held(around, kind), around
+
+
+def test_an_address_that_goes_on_with_an_at_is_taken_whole():
+    assert held("to mira@example.org@mail.example.com.") == ["mira@example.org@mail.example.com"]
+
+
+@given(st.text(alphabet="0123456789abf:.", max_size=20))
+def test_addresses_of_machines_are_those_that_ipaddress_reads(text):
+    for address in held(text, "IP"):
+        ipaddress.ip_address(address)
 
 
 def test_a_card_before_its_date_of_expiry_is_found():
@@ -231,7 +242,8 @@ HOSTILE = [
     "a", "1", "a@", "@a", "1 ", "::", "a.", "http://", "www.", "+1", "(0", "<EMAIL_", "1.", "-",
     "@", "a-", "4111 ", "4111-", "éa", "张", "@张三", "@ab ", "1:: ", "2001::1 ", "10.2.3.4 ", "a:",
     "a@b.co ", "13800138000 ", "4012888888881881 ", "11010519491231002X ", "@aa\n", "０１０—",
-    "电话01062345678 ", "http://...", "a.b@c.", "\n", " @"]
+    "电话01062345678 ", "http://...", "a.b@c.", "\n", " @", "a."*32 + "@", "@" + "a-"*30 + ".",
+    "@" + "a."*8 + "a"*24, "  @aa\n", "\n@" + "a"*190, "订单号4012888888881881 ", "a@b.co@"]
 
 
 @pytest.mark.parametrize("piece", HOSTILE)

@@ -8,11 +8,11 @@ __all__ = ['TYPES', 'luhn_valid', 'id_check_character', 'find_personal', 'Vault'
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020004
 import hmac
-import ipaddress
 import json
 import os
 import re
 import secrets
+import socket
 import tempfile
 import unicodedata
 from collections import Counter
@@ -44,8 +44,8 @@ _DOUBLED = str.maketrans("0123456789", "0246813579") # less 9 above 9
 def luhn_valid(digits:str, # nothing but digits
               ) -> bool: # whether the last one fits the others
     "The check of bank cards (Luhn 1960; ISO/IEC 7812-1)."
-    doubled = digits[-2::-2].translate(_DOUBLED)
-    return (sum(map(int, digits[::-2])) + sum(map(int, doubled))) % 10 == 0
+    terms = digits[::-2] + digits[-2::-2].translate(_DOUBLED)
+    return (sum(terms.encode()) - len(terms)*ord("0")) % 10 == 0 # faster than int() of each
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a02000f
 def id_check_character(first:str, # the first 17 digits
@@ -66,13 +66,13 @@ def _is_id_card(digits):
         return False
     try:
         date(int(born[:4]), int(born[4:6]), int(born[6:]))
+        return old or id_check_character(digits[:17]) == digits[17].upper()
     except ValueError:
         return False
-    return old or id_check_character(digits[:17]) == digits[17].upper()
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020015
 _LETTER = r"[^\W\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]" # no Chinese, ...
-_BEFORE = rf"(?<!{_LETTER})(?<!\d[-.·])"
+_BEFORE = rf"(?=[\d(+])(?<!{_LETTER})(?<!\d[-.·])"
 _AFTER = rf"(?!{_LETTER})(?![-.·]\d)"
 _LABEL = re.compile(
     r"(?:订单(?:编?号)?|单号|流水号|货号|批号|序列号|发票(?:编?号)?|版本|ISBN|ISSN|№|#|[$€£¥￥]"
@@ -90,28 +90,33 @@ class _Rule(NamedTuple):
     "How one type is found."
     patterns:list[str] # each is searched for
     check:Callable = lambda text, start, end: True # of what the pattern found
-    sign:str = "" # a character without which there is nothing to find
+    begin:Callable = lambda text, start: start # a find may begin in front of its pattern
     wide:bool = True # whether it may be written in full width
 
 _RULES = {} # type -> rule; of two finds of equal length the earlier one here is believed
 
 def _search(rule, text):
     "Places of all finds of a rule in a folded text."
-    places, patterns = [], rule.patterns if rule.sign in text else ()
-    for pattern in map(re.compile, patterns): # which keeps what it has compiled
+    places = []
+    for pattern in map(re.compile, rule.patterns): # which keeps what it has compiled
         match = pattern.search(text)
         while match:
-            start, end = match.span()
-            right = rule.check(text, start, end)
-            if right:
+            start, end = rule.begin(text, match.start()), match.end()
+            if right := rule.check(text, start, end):
                 places.append((start, end))
-            match = pattern.search(text, end if right else start + 1)
+            match = pattern.search(text, end if right else match.start() + 1)
     return places
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020023
 _HOST = rf"(?:{_LETTER}(?:{_LETTER}|-){{0,62}}\.){{1,8}}[A-Za-z]{{2,24}}(?!{_LETTER})"
-_RULES["EMAIL"] = _Rule([
-    rf"(?<!{_LETTER}){_LETTER}(?:{_LETTER}|[.+%-]){{0,63}}@{_HOST}"], sign="@")
+_LOCAL = re.compile(rf"(?:{_LETTER}|[.+%-]){{0,63}}{_LETTER}(?!{_LETTER})") # from the @ backwards
+
+def _local_start(text, at):
+    "Where the local part before an @ begins; at the @ itself if there is none."
+    match = _LOCAL.match(text[max(0, at - 65):at][::-1])
+    return at - match.end() if match else at
+
+_RULES["EMAIL"] = _Rule([f"@{_HOST}"], lambda text, start, end: text[start] != "@", _local_start)
 _RULES["URL"] = _Rule([
     rf"(?i)(?<!{_LETTER})(?<!@)(?:(?:https?|ftp)://|www\.)(?=[a-z0-9\[])"
     r"[a-z0-9\-._~:/?#\[\]@!$&'*+,;=%]+(?<![.,:;!?'*\]])"])
@@ -125,13 +130,13 @@ def _is_ip(text, start, end):
     if end - start < 7 or not any(map(str.isdigit, held)) or re.fullmatch(r"\d(\.\d){3}", held):
         return False
     try:
-        ipaddress.IPv6Address(held) if ":" in held else ipaddress.IPv4Address(held)
-    except ValueError:
+        socket.inet_pton(socket.AF_INET6 if ":" in held else socket.AF_INET, held)
+        return not _labelled(text, start, end)
+    except OSError:
         return False
-    return not _labelled(text, start, end)
 
-_RULES["IP"] = _Rule([rf"(?<!{_LETTER})(?<!\d[.:])(?:{_V4}|{_V6})(?!{_LETTER}|[.:]\w)"],
-                     _is_ip, wide=False)
+_RULES["IP"] = _Rule([rf"(?=[\dA-Fa-f:])(?<!{_LETTER})(?<!\d[.:])(?:{_V4}|{_V6})"
+                      rf"(?!{_LETTER}|[.:]\w)"], _is_ip, wide=False)
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a02002e
 _RULES["ID_CARD"] = _Rule(
@@ -148,7 +153,7 @@ def _is_bank_card(text, start, end):
     digits = text[start:end].replace(" ", "").replace("-", "")
     return luhn_valid(digits) and not _labelled(text, start, end)
 
-_RULES["BANK_CARD"] = _Rule([_BEFORE + _ISSUED + groups + _AFTER for groups in _GROUPS],
+_RULES["BANK_CARD"] = _Rule([_ISSUED + _BEFORE + groups + _AFTER for groups in _GROUPS],
                             _is_bank_card)
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020033
@@ -159,16 +164,15 @@ _PHONE = (r"(?:\+[1-9](?:[ ().-]{0,2}\d){6,14}" # any country
 _CALL = re.compile(rf"(?:电话|传真|热线|座机|(?<!{_LETTER})(?:tel|phone|fax|call))\W{{0,3}}$", re.I)
 
 def _is_phone(text, start, end):
-    if _labelled(text, start, end):
-        return False
     bare = text[start] == "0" and text[start:end].isdigit() and not text.startswith("0086", start)
-    return not bare or bool(_CALL.search(text[max(0, start - 12):start]))
+    called = not bare or _CALL.search(text[max(0, start - 12):start])
+    return bool(called) and not _labelled(text, start, end)
 
 _RULES["PHONE"] = _Rule([f"(?i){_BEFORE}{_PHONE}{_AFTER}"], _is_phone)
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020036
 _NAME = r"(?!\d+(?:[ap]m)?(?!\w))(?>\w[\w.-]{0,28}\w)" # in one piece: what it takes, it keeps
-_CODE = re.compile(r"(?:[ \t]{0,40}@[^\n]{0,200}\n){1,3}[ \t]{0,40}(?:async +)?"
+_CODE = re.compile(r"(?>[ \t]{0,40}@[^\n]{0,200}\n){1,3}[ \t]{0,40}(?:async +)?"
                    r"(?:def|class|public|private|protected|static|final|void) ")
 
 def _is_handle(text, start, end):
@@ -177,7 +181,7 @@ def _is_handle(text, start, end):
     return bool(line.strip()) or not _CODE.match(text, start)
 
 _RULES["HANDLE"] = _Rule([
-    rf"(?<!{_LETTER})(?<!`)@{_NAME}(?<![.-])(?:@{_HOST})?(?!/)"], _is_handle, sign="@")
+    rf"@(?<!{_LETTER}@)(?<!`@){_NAME}(?<![.-])(?:@{_HOST})?(?!/)"], _is_handle)
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020039
 _PLACEHOLDER = re.compile(r"<([A-Z]{1,12}(?:_[A-Z]{1,12})?)_([0-9a-z]{1,20}(?:-[0-9a-z]{1,20})?)>")
@@ -194,16 +198,15 @@ def find_personal(text:str, # any text
                           remedy=f"choose among {', '.join(TYPES)}")
     folded, finds = _folded(text), []
     for kind in types:
-        places = _search(_RULES[kind], folded if _RULES[kind].wide else text)
-        finds += [(start, end, kind) for start, end in places]
+        finds += [(*p, kind) for p in _search(_RULES[kind], folded if _RULES[kind].wide else text)]
     return _joined(finds)
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a02003d
 def _joined(finds):
     "Finds that overlap become one, of the type of the longest."
-    order, joined = list(_RULES), []
+    order, joined = {kind: i for i, kind in enumerate(_RULES)}, []
     for start, end, kind in sorted(finds):
-        best = (start - end, order.index(kind), kind) # the least is the longest
+        best = (start - end, order[kind], kind) # the least is the longest
         if joined and start < joined[-1][1]:
             start, last, other = joined.pop()
             end, best = max(end, last), min(best, other)
@@ -358,15 +361,13 @@ def read_key(path:str|Path, # of `new_key`
         raise DataError("this is no key", where=str(path), remedy="restore it from a copy") from e
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020069
-_SHIFTED = ("tokens", "spans", "entities", "answers")
-
 def mask_rows(rows, # a Dataset
               key:bytes|None=None, # as in `mask`
               vault:Vault|None=None, # is filled; without one nobody can go back
               types:tuple[str, ...]=TYPES, # what to replace
              ): # the Dataset, masked, and how many finds of each type in how many rows
     "Mask all columns that hold text. Raises `DataError` for tokens and for places in texts."
-    if shifted := [name for name in _SHIFTED if name in rows.column_names]:
+    if shifted := sorted({"tokens", "spans", "entities", "answers"} & {*rows.column_names}):
         raise DataError(f"the column {shifted[0]!r} would not fit its text any more",
                         where="mask_rows", remedy="mask the texts before they are cut or marked")
     new, counts, touched = rows, Counter(), set()
