@@ -144,7 +144,6 @@ _RULES["ID_CARD"] = _Rule(
     lambda text, start, end: _is_id_card(text[start:end].replace(" ", "")))
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020030
-_ISSUED = r"(?=2[2-7]|[3-6]|9[0-6])"
 _FOURS = r"\d{4}([ -])\d{4}\1\d{4}\1\d{1,4}"
 _GROUPS = (rf"(?:\d{{13,19}}|{_FOURS}|\d{{4}}([ -])\d{{6}}\2\d{{4,5}}|\d{{6}}[ -]\d{{7,13}})",
            rf"{_FOURS}\1\d{{1,3}}") # the second: 4-4-4-4-3
@@ -153,8 +152,8 @@ def _is_bank_card(text, start, end):
     digits = text[start:end].replace(" ", "").replace("-", "")
     return luhn_valid(digits) and not _labelled(text, start, end)
 
-_RULES["BANK_CARD"] = _Rule([_ISSUED + _BEFORE + groups + _AFTER for groups in _GROUPS],
-                            _is_bank_card)
+_RULES["BANK_CARD"] = _Rule(
+    [r"(?=2[2-7]|[3-6]|9[0-6])" + _BEFORE + groups + _AFTER for groups in _GROUPS], _is_bank_card)
 
 # %% ../../nbs/preprocessing/02h_privacy.ipynb #7a020033
 _PHONE = (r"(?:\+[1-9](?:[ ().-]{0,2}\d){6,14}" # any country
