@@ -162,7 +162,7 @@ def test_boilerplate_leaves_something_of_every_text(texts):
         assert any(map(_visible, left)) == any(map(_visible, text))
 
 
-N = 1_000_000
+N = 300_000
 HOSTILE = [
     "<", "<!--", "<b ", "<b", "</", "<!", "<script>", "<style>x", "<a x='", '<a "', "<b/",
     "&", "&amp;", "&amp", "&#", "\\", "\\n", "a:\\", "\u0301", "\u0301\u0323", "a\u0301",
@@ -175,15 +175,15 @@ HOSTILE = [
 
 @pytest.mark.parametrize("unit", HOSTILE, ids=ascii)
 @pytest.mark.parametrize("last", ["", "x"], ids=["plain", "x"])
-def test_a_megabyte_of_anything_is_clean_within_seconds(unit, last):
+def test_300_kilobytes_of_anything_are_clean_within_seconds(unit, last):
     text = (unit*N)[:N] + last
     cleaner, times = Cleaner(boilerplate=FOUND), []
     cleaner.clean("é漢")  # tables are made
-    while min(times, default=4) >= 4 and len(times) < 3:  # others may disturb a measurement
+    while min(times, default=2) >= 2 and len(times) < 3:  # others may disturb a measurement
         start = time.process_time()
         assert cleaner.align(text).settled
         times.append(time.process_time() - start)
-    assert min(times) < 4, times  # what is not linear takes hours
+    assert min(times) < 2, times  # what is not linear takes hours
 
 
 # ---- what broke
