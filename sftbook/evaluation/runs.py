@@ -35,9 +35,10 @@ def drawn_again(values:np.ndarray, # (runs, rows) or (rows,): 1 where right, or 
     value = values.mean()
     sums = np.stack([np.bincount(units, run - value) for run in values])
     variance, freedom = variance_of_mean(sums*sums.shape[1]/n)
-    half = stdtrit(freedom, 0.975)*np.sqrt(variance) if freedom else 1.
-    if variance == 0: # what was never seen may still be there
-        half = wilson_interval(0, sums.shape[1]).high
+    if variance > 0:
+        half = stdtrit(freedom, 0.975)*np.sqrt(variance)
+    else: # what was never seen may still be there; a single group tells nothing
+        half = wilson_interval(0, sums.shape[1]).high if sums.shape[1] > 1 else 1.
     least, most = (-1., 1.) if unit == "points" else (0., 1.)
     ends = max(least, value - half), min(most, value + half)
     return Interval(float(value), *map(float, ends), n, unit=unit)
