@@ -242,8 +242,9 @@ def stage_log(stage, model, material, result) -> dict: # what JSON can hold
 _RICH = dict(tag_weight=0.5, vector_weight=1.)
 
 SECOND_EDITION = (
-    Stage("1-short", 128, 0.3, passes=4, learning_rate=1e-3, warmup_steps=1000, seed=1, **_RICH),
-    Stage("2-short", 128, 0.3, passes=4, learning_rate=1e-3, seed=2, **_RICH),
-    Stage("3-short", 128, 0.2, passes=4, learning_rate=1e-3, seed=3, **_RICH),
-    Stage("4-long", 256, 0.15, passes=4, learning_rate=1e-3, batch_size=4, decay=True, seed=4,
-          **_RICH))
+    Stage("1-short", 128, 0.30, 3, 1e-3, warmup_steps=1000, seed=1, **_RICH),
+    Stage("2-short", 128, 0.30, 3, 1e-3, seed=2, **_RICH),
+    Stage("3-short", 128, 0.25, 3, 1e-3, seed=3, **_RICH),
+    Stage("4-short", 128, 0.20, 3, 1e-3, seed=4, **_RICH),
+    Stage("5-short", 128, 0.15, 3, 1e-3, seed=5, **_RICH),
+    Stage("6-long", 256, 0.15, 3, 1e-3, batch_size=4, decay=True, seed=6, **_RICH))
