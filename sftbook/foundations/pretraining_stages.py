@@ -92,6 +92,15 @@ def prepare_material(folder:str|Path, # of the whole run
             _write_material(new, texts, held_out or held_out_texts(), audit, judged)
     return Material.load(home)
 
+# %% ../../nbs/foundations/14d_pretraining_stages.ipynb #14d00073
+@torch.inference_mode()
+def _mean_vectors(model, batch):
+    "Means of the tokens of each text, brought to length 1."
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model(**batch).last_hidden_state.float()
+    mask = batch["attention_mask"][..., None]
+    return nn.functional.normalize((hidden*mask).sum(1)/mask.sum(1), dim=-1).numpy()
+
 # %% ../../nbs/foundations/14d_pretraining_stages.ipynb #14d00071
 def _vector_file(path, texts, checkpoint, max_length):
     "The file of vectors, filled or to be filled; its neighbour says of which texts. Raises."
@@ -115,7 +124,7 @@ def teacher_vectors(texts:list[str], # of the rows, in their order
                     batch_size:int=32, # texts of a forward pass
                     report=None, # called with (texts done, texts to do) after each batch
                    ) -> np.ndarray: # (texts, numbers) float16, vectors of length 1, in the file
-    "Ask a teacher for the vectors of texts, or go on where that was stopped. Raises `CheckpointError`."
+    "Ask a teacher for vectors, or go on where that was stopped. Raises `CheckpointError`."
     vectors = _vector_file(Path(file), texts, checkpoint, max_length)
     tokenizer, model = load_tokenizer(checkpoint), load_model("AutoModel", checkpoint).eval()
     missing = np.flatnonzero(~np.asarray(vectors).any(1))
@@ -129,15 +138,6 @@ def teacher_vectors(texts:list[str], # of the rows, in their order
             report(start + len(rows), len(todo))
     vectors.flush()
     return vectors
-
-# %% ../../nbs/foundations/14d_pretraining_stages.ipynb #14d00073
-@torch.inference_mode()
-def _mean_vectors(model, batch):
-    "Means of the tokens of each text, brought to length 1."
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = model(**batch).last_hidden_state.float()
-    mask = batch["attention_mask"][..., None]
-    return nn.functional.normalize((hidden*mask).sum(1)/mask.sum(1), dim=-1).numpy()
 
 # %% ../../nbs/foundations/14d_pretraining_stages.ipynb #14d00091
 def load_richer(start:str|Path, # a folder of `pretrain_stage`, or of a checkpoint
@@ -155,6 +155,18 @@ def load_richer(start:str|Path, # a folder of `pretrain_stage`, or of a checkpoi
         model.load_state_dict(known, strict=False)
     return model
 
+# %% ../../nbs/foundations/14d_pretraining_stages.ipynb #14d00093
+@torch.no_grad()
+def _head_losses(model, batches):
+    "Means of what the heads for tags and vectors lose, over the tokens that they are asked for."
+    sums, asked = Counter(), Counter()
+    for batch in batches:
+        for name, value in model(**batch).items():
+            sums[name] += value.item()
+        asked["tags"] += int((batch["tags"] != -100).sum()) if "tags" in batch else 0
+        asked["vectors"] += int((batch["pieces"] >= 0).sum()) if "pieces" in batch else 0
+    return {name: sums[name]/n for name, n in asked.items() if n}
+
 # %% ../../nbs/foundations/14d_pretraining_stages.ipynb #14d00092
 def _judge(material, reading, rows):
     "model -> losses and shares found with 15 % hidden, on both kinds of texts; heads' losses."
@@ -169,18 +181,6 @@ def _judge(material, reading, rows):
             found |= {prefix + name: interval.value for name, interval in metrics.items()}
         return found | _head_losses(model, [reading.collate(features[i::8]) for i in range(8)])
     return judge
-
-# %% ../../nbs/foundations/14d_pretraining_stages.ipynb #14d00093
-@torch.no_grad()
-def _head_losses(model, batches):
-    "Means of what the heads for tags and vectors lose, over the tokens that they are asked for."
-    sums, asked = Counter(), Counter()
-    for batch in batches:
-        for name, value in model(**batch).items():
-            sums[name] += value.item()
-        asked["tags"] += int((batch["tags"] != -100).sum()) if "tags" in batch else 0
-        asked["vectors"] += int((batch["pieces"] >= 0).sum()) if "pieces" in batch else 0
-    return {name: sums[name]/n for name, n in asked.items() if n}
 
 # %% ../../nbs/foundations/14d_pretraining_stages.ipynb #14d00094
 def pretrain_stage(folder:str|Path, # of the whole run

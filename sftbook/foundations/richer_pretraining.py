@@ -281,7 +281,7 @@ class Reading:
     def collate(self, features):
         "A batch, with what the losses of this stage need."
         keys = ["input_ids", "labels", "texts"] + ["tags"]*bool(self.stage.tag_weight)
-        lists = [{key: list(map(int, f[key])) for key in keys} for f in features]
+        lists = [_as_lists(f, keys) for f in features]
         batch = pad_batch(lists, dict(input_ids=self.tokenizer.pad_token_id, labels=-100,
                                       tags=-100, texts=-1))
         texts = batch.pop("texts").numpy()
@@ -296,6 +296,9 @@ class Reading:
         return total, int((batch["labels"] != -100).sum())
 
 # %% ../../nbs/foundations/14c_richer_pretraining.ipynb #14d00065
+def _as_lists(features, keys):
+    return {key: list(map(int, features[key])) for key in keys}
+
 def _pieces(texts, lengths, said):
     "Numbers of the texts of a batch, -1 where less than half of one is there; their vectors."
     inside = texts >= 0
