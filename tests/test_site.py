@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "tools" / "site"))
 import apidoc  # noqa: E402
 import chapters  # noqa: E402
 import forwards  # noqa: E402
+import glossary  # noqa: E402
 
 CONTENTS = yaml.safe_load((ROOT / "nbs" / "sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
 PAGES = [name.removesuffix(".ipynb") for entry in CONTENTS for name in (entry["contents"] if isinstance(entry, dict) else [entry])]
@@ -359,3 +360,31 @@ def test_every_documented_parameter_table_is_there(site):
 
 def test_download_is_the_notebook_and_not_the_page_made_from_it(site):
     assert "#| default_exp trainer" in (site / "_sources" / "04_trainer.ipynb").read_text(encoding="utf-8")
+
+
+# ---- words of the glossary
+
+def terms_of(page):
+    "The linked words of a page: (address, title, word)."
+    return re.findall(r'<a class="term" href="([^"]*)" title="([^"]*)">([^<]*)</a>', (SITE / f"{page}.html").read_text(encoding="utf-8"))
+
+
+def test_words_of_the_glossary_are_linked_once_a_page_to_places_that_exist(site):
+    glossary = (SITE / "foundations/09c_glossary.html").read_text(encoding="utf-8")
+    places, linked = set(re.findall(r'<section id="([^"]+)"', glossary)), 0
+    for page in PAGES:
+        addresses = [address for address, _, _ in terms_of(page)]
+        assert len(addresses) == len(set(addresses)), page
+        for address in addresses:
+            path, place = address.split("#")
+            assert ((SITE / page).parent / path).resolve() == SITE / "foundations/09c_glossary.html" and place in places, address
+        linked += len(addresses)
+    assert linked > 300 and terms_of("foundations/09c_glossary") == []
+
+
+def test_code_headings_links_and_formulas_keep_their_words():
+    links = glossary.Links({"loss": "What is made small."}, "tasks/a")
+    kept = ["# The loss", "`loss`", "$loss$", "[a loss](b.ipynb)", "```python\nloss = 1\n```", '<b title="loss">', "lossless", "| loss |"]
+    assert [links.add(text) for text in kept] == kept
+    assert links.add("A loss is a loss.") == ('A <a class="term" href="../foundations/09c_glossary.html#loss" title="What is made small.">loss</a>'
+                                             " is a loss.")

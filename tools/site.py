@@ -51,13 +51,17 @@ def run_sphinx(source: Path, output: Path, work: Path, fresh: bool) -> int:
                    "-d", str(work / "doctrees"), str(source), str(output)])
 
 
-def put_in_place(built: Path, output: Path) -> None:
-    "The finished site replaces the old one; a folder that holds anything else is left alone."
+def put_in_place(built: Path, output: Path, moved: dict) -> None:
+    "The finished site replaces the old one at once; what is no site is left alone."
     if output.exists() and any(output.iterdir()) and not (output / ".buildinfo").exists():
         raise chapters.SiteError(
             f"{output} holds something that is not a site: name another folder")
+    beside = output.with_name(f".{output.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(built, beside, ignore=shutil.ignore_patterns(*UNUSED))
+    forwards.write_forwards(beside, moved)
     shutil.rmtree(output, ignore_errors=True)
-    shutil.copytree(built, output, ignore=shutil.ignore_patterns(*UNUSED))
+    beside.rename(output)
 
 
 def build(root: Path, output: Path, fresh: bool = False) -> int:
@@ -79,8 +83,7 @@ def build(root: Path, output: Path, fresh: bool = False) -> int:
     for notebook in parts.notebooks:
         shutil.copy(root / "nbs" / notebook, work / "html" / "_sources" / notebook)
     forwards.remove_old_pages(work / "html", pages)
-    put_in_place(work / "html", output)
-    forwards.write_forwards(output, moved)
+    put_in_place(work / "html", output, moved)
     return 0
 
 

@@ -103,13 +103,21 @@ def ngram_hashes(letters:list[str], # texts from `only_letters`
     "Hash all n-grams within each text to 64 bits; a text that is shorter than `size` has none."
     codes = np.frombuffer("".join(letters).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     owner = np.repeat(np.arange(len(letters)), list(map(len, letters)))
-    n = max(0, len(codes) - size + 1)
-    hashes = np.zeros(n, dtype=np.uint64)
-    for j in range(size):  # numbers wrap around: arithmetic modulo 2**64
-        hashes *= np.uint64(0x9E3779B97F4A7C15)
-        hashes += codes[j:j + n] + np.uint64(1)
-    whole = owner[:n] == owner[size - 1:]
-    return hashes[whole], owner[:n][whole]
+    hashes = _polynomials(codes + np.uint64(1), size, base=0x9E3779B97F4A7C15)
+    whole = owner[:len(hashes)] == owner[size - 1:]
+    return hashes[whole], owner[:len(hashes)][whole]
+
+# %% ../../nbs/foundations/14_pretraining.ipynb #71223ffb
+def _polynomials(values, size, base):
+    "For each place, the polynomial of `size` values from there on; uint64 wraps around by itself."
+    hashes, n = values, 1
+    for digit in f"{size:b}"[1:]:
+        hashes = hashes[:-n]*np.uint64(pow(base, n, 2**64)) + hashes[n:]
+        n *= 2
+        if digit == "1":
+            hashes = hashes[:-1]*np.uint64(base) + values[n:]
+            n += 1
+    return hashes
 
 # %% ../../nbs/foundations/14_pretraining.ipynb #c70bc2f7
 def overlapping(texts:list[str], # to judge
@@ -128,10 +136,15 @@ def overlapping(texts:list[str], # to judge
     return found
 
 # %% ../../nbs/foundations/14_pretraining.ipynb #14b00011
-def _are_in(values, wanted):
-    "Which values stand among the wanted ones; fast where these are few."
-    wanted = np.append(np.unique(wanted), np.iinfo(np.uint64).max)
-    return wanted[np.searchsorted(wanted, values)] == values
+def _are_in(values, wanted, bits=26):
+    "Which values stand among the wanted ones. Most do not, and their first bits say so."
+    found, shift = np.zeros(len(values), bool), np.uint64(64 - bits)
+    seen = np.zeros(2**bits, bool)
+    seen[wanted >> shift] = True
+    maybe = np.flatnonzero(seen[values >> shift])
+    wanted = np.append(np.sort(wanted), np.iinfo(np.uint64).max)
+    found[maybe] = wanted[np.searchsorted(wanted, values[maybe])] == values[maybe]
+    return found
 
 # %% ../../nbs/foundations/14_pretraining.ipynb #14b00013
 def _without_copies(texts):

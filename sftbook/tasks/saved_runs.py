@@ -149,7 +149,10 @@ _ELSEWHERE = { # where the tasks of this book are; imported when a run asks for 
     "TokenClassification": "sftbook.tasks.token_classification",
     "MaskedLanguageModelling": "sftbook.tasks.masked_language_modelling",
     "LinearTextClassification": "sftbook.tasks.linear",
-    "MultiLabelClassification": "sftbook.tasks.multi_label"}
+    "MultiLabelClassification": "sftbook.tasks.multi_label",
+    "ConstrainedTagging": "sftbook.tasks.structured_tagging",
+    "CRFTagging": "sftbook.tasks.structured_tagging",
+    "SpanTagging": "sftbook.tasks.span_tagging"}
 
 # %% ../../nbs/tasks/06d_saved_runs.ipynb #abab63ee
 def load_run(folder:str|Path, # of a saved run

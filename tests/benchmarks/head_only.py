@@ -17,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
-from train_speed import SIZES, make_rows
+from train_speed import WORKLOADS, make_rows
 
 from sftbook.core import hardware, quiet
 from sftbook.evaluation.uncertainty import wilson_interval
@@ -57,7 +58,7 @@ def train_ours(task, model, rows, config):
 
 def run(args):
     "Train once, and say how long it took and how good the head is."
-    max_length, _ = SIZES[args.workload]
+    max_length, *_ = WORKLOADS[args.workload]
     train, test = make_rows(args.workload, args.rows)
     task = TextClassification.from_rows(train, max_length=max_length)
     config = TrainingConfig(learning_rate=args.rate, num_train_epochs=args.epochs)
@@ -100,11 +101,12 @@ def own_cache(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=SIZES, default="titles")
+    parser.add_argument("--workload", choices=list(WORKLOADS)[:3], default="titles")
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--rate", type=float, default=5e-3)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="add all that was measured to this file")
     parser.add_argument("--run", choices=RUNS.values(), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
@@ -116,6 +118,10 @@ def main():
             for name, key in RUNS.items():
                 found[name].append(in_a_process(key, args, folder))
     report(found, args)
+    if args.json:
+        kept = json.loads(args.json.read_text()) if args.json.exists() else {}
+        kept[args.workload] = dict(epochs=args.epochs, runs=found)
+        args.json.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def report(found, args):

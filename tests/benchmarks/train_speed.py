@@ -21,7 +21,8 @@ compared within a round, and the table shows medians and ranges over the rounds.
 The clock runs from the first call to the end of training, so warming up counts; "later" is the
 speed without the first step. Our trainer measures formats and kernels once a machine: that falls
 into the short run, not into the rounds. MFU is the share of the matrix-product ceiling of the run's
-format, measured in the same process right before. Memory is the largest the process has ever had.
+format, measured in the same process right before. Memory is the largest the process has ever had;
+on a GPU, what torch had taken of the GPU's.
 """
 import argparse
 import json
@@ -206,11 +207,13 @@ def worker(spec):
     rows, first = len(lengths) * spec["epochs"], work.first or end
     later = (rows - spec["batch_size"]) / (end - first) if rows > spec["batch_size"] else None
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
     print(json.dumps(dict(
         kind=spec["kind"], dtype=dtype, kernel=kernel, loss=loss, seconds=end - start,
-        first_step=first - start, speed=rows / (end - start), later=later, mib=peak,
-        mfu=flops / (end - start) / ceilings[dtype])))
+        first_step=first - start, speed=rows / (end - start), later=later, mib=peak / 2**20,
+        flops=flops, ceilings=ceilings, mfu=flops / (end - start) / ceilings[dtype])))
 
 
 def start(kind, home, args, rows=None, epochs=None, **how):

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import glossary
 import yaml
 
 
@@ -325,6 +326,8 @@ def convert(nbs: Path, processed: Path, target: Path, parts: Parts, widgets: boo
             book["cells"] = convert_cells(book["cells"], symbols, name)
         except SiteError as error:
             raise SiteError(f"nbs/{name}: {error}") from error
+    glossary.link_words(books)
+    for name, book in books.items():
         if any("{footcite:" in cell["source"] for cell in book["cells"] if cell["cell_type"] == "markdown"):
             book["cells"].append(markdown_cell("## References\n\n```{footbibliography}\n```"))
         if name == "index.ipynb":
