@@ -19,6 +19,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from ..core import ConfigError, quiet
 from ..corpora import fetch
 from ..preprocessing.encoding import pad_batch
+from ..preprocessing.segmentation import JiebaSegmenter
 from ..tasks.masked_language_modelling import mask_tokens
 from ..trainer import TrainingConfig
 
@@ -46,14 +47,8 @@ def tag_names(least:int=100, # words that a kind must have
 def cut_words(texts:list[str], # without words of their own
              ) -> list[list[str]]: # their words, white space among them
     "Words by jieba. Raises `ConfigError` where it is not installed."
-    try:
-        with quiet():
-            import jieba
-    except ImportError as e:
-        raise ConfigError("jieba is not installed", where="cut_words",
-                          remedy="pip install sftbook[zh]") from e
-    jieba.setLogLevel("ERROR")
-    return [jieba.lcut(text) for text in texts]
+    cut = JiebaSegmenter().cut
+    return [cut(text) for text in texts]
 
 # %% ../../nbs/foundations/14c_richer_pretraining.ipynb #14d00021
 @dataclass
