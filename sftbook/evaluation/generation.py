@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 
 import numpy as np
 
@@ -95,7 +96,6 @@ def _library_score(name, metric, formula, references, predictions):
     return Score(name, np.array(rows, dtype=float), formula,
                  signature=str(metric.get_signature()))
 
-# %% ../../nbs/evaluation/05n_generation.ipynb #05e00027
 def bleu(references, # (rows,) a text or several a row
          predictions, # (rows,) texts
          tokenize:str|None=None, # sacrebleu's: "13a", "zh", "char"...; by the references when None
@@ -181,16 +181,17 @@ def answer_f1(reference:str, # a right answer
 def _best(value, references, predictions):
     "The largest value that a reference of each row gives."
     pairs = zip(*_checked(references, predictions))
-    return [max(value(r, said) for r in there) for there, said in pairs]
+    return [max(map(value, there, repeat(said))) for there, said in pairs]
+
+def _same(fold, reference, prediction):
+    return fold(reference) == fold(prediction)
 
 def exact_match(references, # (rows,) a text or several a row
                 predictions, # (rows,) texts
                ) -> Score: # in [0, 1]
     "Share of answers that equal a reference after `normalize_answer`. Raises `DataError`."
-    def same(reference, prediction):
-        return normalize_answer(reference) == normalize_answer(prediction)
-
-    return _mean_score("exact match", _best(same, references, predictions), "SQuAD's rules")
+    values = _best(partial(_same, normalize_answer), references, predictions)
+    return _mean_score("exact match", values, "SQuAD's rules")
 
 def token_f1(references, # (rows,) a text or several a row
              predictions, # (rows,) texts
@@ -213,7 +214,7 @@ def edit_distance(a, # text, or list of tokens
         row = np.minimum.accumulate(np.append(i, cost) - steps) + steps
     return int(row[-1])
 
-# %% ../../nbs/evaluation/05n_generation.ipynb #05e00061
+# %% ../../nbs/evaluation/05n_generation.ipynb #05e00063
 def _edit_rows(references, predictions, cut):
     "(rows, 2): edits and tokens of the reference; the reference with the lowest rate counts."
     found = []
@@ -226,7 +227,6 @@ def _edit_rows(references, predictions, cut):
 def _right_of_sums(sums):
     return 1 - ratio_of_sums(sums)
 
-# %% ../../nbs/evaluation/05n_generation.ipynb #05e00063
 def character_error_rate(references, # (rows,) a text or several a row
                          predictions, # (rows,) texts
                         ) -> Score: # 0 is best; may be above 1
@@ -245,10 +245,8 @@ def sentence_accuracy(references, # (rows,) a text or several a row
                       predictions, # (rows,) texts
                      ) -> Score: # in [0, 1]
     "Share of texts that equal a reference but for white space at the ends. Raises `DataError`."
-    def same(reference, prediction):
-        return reference.strip() == prediction.strip()
-
-    return _mean_score("sentence accuracy", _best(same, references, predictions), "equal texts")
+    values = _best(partial(_same, str.strip), references, predictions)
+    return _mean_score("sentence accuracy", values, "equal texts")
 
 # %% ../../nbs/evaluation/05n_generation.ipynb #05e00066
 def _perplexity_of_sums(sums):
@@ -307,7 +305,9 @@ def _wider(units, confidence):
 # %% ../../nbs/evaluation/05n_generation.ipynb #05e00085
 def _is_mean(score):
     "Whether the score is the mean of a value in [0, 1] a row."
-    return score.formula is ratio_of_sums and (score.rows[:, 1] == 1).all() and score.unit == "%"
+    value, one = score.rows.T[:2]
+    return (score.formula is ratio_of_sums and (one == 1).all() and score.unit == "%"
+            and 0 <= value.min() <= value.max() <= 1)
 
 def score_interval(score:Score, # of any kind
                    clusters=None, # (rows,) document of each row: whole documents are drawn
@@ -322,7 +322,7 @@ def score_interval(score:Score, # of any kind
     n = int(units.max()) + 1
     if n < 5:
         return Interval(value, None, None, len(rows), confidence, score.unit)
-    if _is_mean(score) and rows[:, 0].max() <= 1:
+    if _is_mean(score):
         return replace(mean_cost(rows[:, 0], 1., clusters, confidence), unit=score.unit)
     drawn = score.formula(_resample_sums(rows, units, resamples, np.random.default_rng(seed)))
     room = _unseen(n, confidence) if score.unit else 0.
@@ -342,15 +342,24 @@ class ScoreTest:
         p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
         return f"{self.name}: {self.difference}, {p} ({self.units:,} of {self.difference.n:,} rows)"
 
-# %% ../../nbs/evaluation/05n_generation.ipynb #05e00096
+# %% ../../nbs/evaluation/05n_generation.ipynb #05e000c1
+def _ends_of_gain(gains, units, confidence):
+    "Both ends for the mean difference of values in [0, 1]."
+    shares, rows = _group_sums(units, gains, np.ones(len(gains)))
+    groups, size, most = len(rows), rows.mean(), np.abs(gains).max() or 1.
+    n = rows.sum() + 2*size
+    mean = gains.sum()/n
+    spread = ((shares - mean*rows)**2).sum() + 2*(size*most)**2
+    half = _t(groups, confidence)*np.sqrt(groups/(groups - 1)*spread)/n
+    return max(-1., float(mean - half)), min(1., float(mean + half))
+
+# %% ../../nbs/evaluation/05n_generation.ipynb #05e00097
 def _check_pair(a, b):
-    "Raises `DataError` where two scores cannot be compared."
     alike = (a.name, a.signature, a.formula) == (b.name, b.signature, b.formula)
     if not alike or a.rows.shape != b.rows.shape:
         raise DataError(f"these cannot be compared: {a}; {b}", where="score_test",
                         remedy="compute the same score of the same rows")
 
-# %% ../../nbs/evaluation/05n_generation.ipynb #05e00097
 def score_test(a:Score, # of the first system
                b:Score, # of the second, on the same rows
                clusters=None, # (rows,) document of each row: drawn and exchanged as a whole
@@ -363,13 +372,15 @@ def score_test(a:Score, # of the first system
     units = _units(len(a.rows), clusters, [len(a.rows)])
     rng, n, width = np.random.default_rng(seed), int(units.max()) + 1, a.rows.shape[1]
     ours, theirs = (np.stack(_group_sums(units, *s.rows.T), 1) for s in (a, b))
-    unit, room = ("points", _unseen(n, confidence)) if a.unit else ("", 0.)
-    gain, ends = a.value - b.value, (None, None)
-    if n >= 5:
+    unit, gain, ends = "points" if a.unit else "", a.value - b.value, (None, None)
+    if n >= 5 and _is_mean(a) and _is_mean(b):
+        ends = _ends_of_gain(a.rows[:, 0] - b.rows[:, 0], units, confidence)
+    elif n >= 5:
         drawn = _resample_sums(np.hstack([ours, theirs]), np.arange(n), resamples, rng)
         gains = a.formula(drawn[:, :width]) - a.formula(drawn[:, width:])
-        found = _percentiles(gain, gains, n, _wider(n, confidence), unit)
-        ends = (found.low, found.high) if found.low < found.high else (gain - room, gain + room)
+        found = _percentiles(gain, gains, n, _wider(n, confidence))
+        room = _unseen(n, confidence) if a.unit and np.ptp(gains) == 0 else 0.
+        ends = found.low - room, found.high + room
     swapped = _swaps(theirs - ours, resamples, rng)
     gains = a.formula(ours.sum(0) + swapped) - a.formula(theirs.sum(0) - swapped)
     p = (1 + (abs(gains) >= abs(gain) - 1e-9).sum())/(resamples + 1)
