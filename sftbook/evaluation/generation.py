@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def _checked(references, predictions):
     return lists, predictions
 
 # %% ../../nbs/evaluation/05n_generation.ipynb #05e00019
-def bleu_of_sums(sums:np.ndarray, # (..., 10): tokens predicted, in the reference, 4 found, 4 predicted
+def bleu_of_sums(sums:np.ndarray, # (..., 10): two lengths, 4 found, 4 predicted
                 ) -> np.ndarray: # (...) in [0, 1]
     "BLEU (Papineni et al. 2002) from summed counts, smoothed as sacrebleu does (`exp`)."
     length, wanted = sums[..., 0], sums[..., 1]
@@ -139,21 +140,18 @@ def score_tokens(text:str, # any
     return _TOKEN.findall(text.lower())
 
 # %% ../../nbs/evaluation/05n_generation.ipynb #05e00046
-class _Cut:
-    "The cut of texts, in the form that rouge-score asks for."
-    tokenize = staticmethod(score_tokens)
-
 def rouge(references, # (rows,) a text or several a row; the best one counts
           predictions, # (rows,) texts
          ) -> dict[str, Score]: # ROUGE-1, ROUGE-2 and ROUGE-L
     "Mean F of ROUGE (Lin 2004), counted by rouge-score, without stemming. Raises `DataError`."
     from rouge_score.rouge_scorer import RougeScorer
-    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Cut)
-    pairs = list(zip(*_checked(references, predictions)))
-    found = [scorer.score_multi(there, said) for there, said in pairs]
-    signature = "rouge-score, F, words and Chinese characters, no stemming"
-    return {name: _mean_score(name, [one[key].fmeasure for one in found], signature)
-            for name, key in (("ROUGE-1", "rouge1"), ("ROUGE-2", "rouge2"), ("ROUGE-L", "rougeL"))}
+    names = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+    scorer = RougeScorer(list(names), tokenizer=SimpleNamespace(tokenize=score_tokens))
+    found = [scorer.score_multi(*pair) for pair in zip(*_checked(references, predictions))]
+    signature, scores = "rouge-score, F, words and Chinese characters, no stemming", {}
+    for key, name in names.items():
+        scores[name] = _mean_score(name, [one[key].fmeasure for one in found], signature)
+    return scores
 
 # %% ../../nbs/evaluation/05n_generation.ipynb #05e00050
 def normalize_answer(text:str, # any

@@ -150,7 +150,7 @@ def query_scores(judged, # of each query, by `judge`
                         remedy="give the right passages of at least one")
     if ties == "pessimistic":
         judged = list(map(pessimistic, judged))
-    values = {f"{name}@{k}": np.array([measure(query, k) for query in judged])
+    values = {f"{name}@{k}": np.array(list(map(partial(measure, k=k), judged)))
               for name, measure in _AT_K.items()}
     return values | {"MAP": np.array(list(map(average_precision, judged)))}
 
@@ -204,6 +204,9 @@ def retrieval_report(judged, # of each query, by `judge`
                            tied, ties)
 
 # %% ../../nbs/evaluation/05o_retrieval.ipynb #05f00058
+def _ideals(judged):
+    return [query.ideal.tolist() for query in judged]
+
 def compare_rankers(a, # judged queries of the first, by `judge`
                     b, # of the second; the same queries in the same order
                     k:int=10, # places that are looked at
@@ -213,8 +216,7 @@ def compare_rankers(a, # judged queries of the first, by `judge`
                    ) -> dict[str, ScoreTest]: # of each score; positive where a is better
     "Paired tests over queries with a right answer. Raises `ConfigError` and `DataError`."
     a, b = list(a), list(b)
-    ideals = [[query.ideal.tolist() for query in judged] for judged in (a, b)]
-    if ideals[0] != ideals[1]:
+    if _ideals(a) != _ideals(b):
         raise DataError("the two did not meet the same queries: right answers differ",
                         where="compare_rankers", remedy="judge both by the same answers, in order")
     kept, clusters = _answerable(a, clusters)
