@@ -227,21 +227,25 @@ def compare_rankers(a, # judged queries of the first, by `judge`
 
 # %% ../../nbs/evaluation/05o_retrieval.ipynb #05f00066
 def top_answers(judged, # of each query, by `judge`
-               ) -> tuple[np.ndarray, np.ndarray]: # right (0 or 1) and best score, (queries,)
-    """Whether the first answer of each query is right, and its score, for `risk_coverage` and
-    `promised_threshold`. Where nothing was found: wrong, with the lowest score of all."""
+                sure:str="score", # of the first candidate; or "gap", to the second
+               ) -> tuple[np.ndarray, np.ndarray]: # right (0 or 1) and how sure, (queries,)
+    """For `risk_coverage` and `promised_threshold`. Of a query without candidates: wrong, with the
+    lowest score of all; without a second one the gap is 0. Raises `ConfigError`."""
     judged = list(judged)
-    found = [query.scores[0] for query in judged if len(query.scores)]
-    lowest = min(found, default=0.)
-    best = np.array([query.scores[0] if len(query.scores) else lowest for query in judged])
-    right = [pessimistic(query).gains[:1].any() for query in judged]
-    return np.array(right, dtype=float), best
+    if sure not in ("score", "gap"):
+        raise ConfigError(f"nobody is sure by {sure!r}", where="top_answers",
+                          remedy='give "score" or "gap"')
+    right = np.array([pessimistic(query).gains[:1].any() for query in judged], dtype=float)
+    if sure == "gap":
+        return right, np.array([0. - np.diff(query.scores[:2]).sum() for query in judged])
+    lowest = min((query.scores[0] for query in judged if len(query.scores)), default=0.)
+    return right, np.array([query.scores[0] if len(query.scores) else lowest for query in judged])
 
 # %% ../../nbs/evaluation/05o_retrieval.ipynb #05f00071
 @dataclass(repr=False)
 class Abstention(_Tabled):
     "What a threshold does to queries with and without a right answer."
-    threshold:float # a query is answered where the best score is above it
+    threshold:float # a query is answered where the ranker is surer
     rates:dict[str, tuple[int, int]] # name -> (how many, of how many)
 
     def _table(self):
@@ -252,14 +256,15 @@ class Abstention(_Tabled):
 # %% ../../nbs/evaluation/05o_retrieval.ipynb #05f00072
 def abstention(judged, # of each query, by `judge`
                threshold:float, # from validation queries, such as by `promised_threshold`
+               sure:str="score", # as in `top_answers`
               ) -> Abstention: # prints itself as a table
-    "Answer where the best score is above the threshold; say who is served. Raises `DataError`."
+    "Answer where the ranker is sure enough; say who is served. Raises `DataError`."
     judged = list(judged)
     if not judged:
         raise DataError("there is nothing to answer", where="abstention",
                         remedy="give at least one query")
-    right, best = top_answers(judged)
-    shown = (best > threshold) & np.array([len(query.scores) > 0 for query in judged])
+    right, how_sure = top_answers(judged, sure)
+    shown = (how_sure > threshold) & np.array([len(query.scores) > 0 for query in judged])
     there = np.array([len(query.ideal) > 0 for query in judged])
     n, without = int(there.sum()), int((~there).sum())
     counts = {"answered": (shown, len(judged)),
