@@ -250,6 +250,14 @@ def test_the_interval_of_a_rate_near_its_edge_holds(truth):
     assert np.mean(held) > 0.95 - 3*math.sqrt(0.05*0.95/400)
 
 
+def test_a_rounding_error_is_no_difference_that_was_seen():
+    values, ones = np.full(40, 0.3), np.ones(40)
+    pair = [Score("F1", np.stack([v, ones], 1), ratio_of_sums) for v in (values, values + 1e-16)]
+    assert pair[0].rows[0, 0] != pair[1].rows[0, 0]
+    found = score_test(*pair, resamples=20).difference
+    assert found.low < -0.03 and found.high > 0.03
+
+
 @pytest.mark.parametrize("only", [(0.005, 0.005), (0.03, 0.), (0.1, 0.05)])
 def test_the_interval_of_a_difference_that_is_seldom_seen_holds(only):
     rng, held = np.random.default_rng(1), []

@@ -344,10 +344,10 @@ class ScoreTest:
 def _ends_of_gain(gains, units, confidence):
     "Both ends for the mean difference of values in [0, 1]."
     shares, rows = _group_sums(units, gains, np.ones(len(gains)))
-    groups, size = len(rows), rows.mean()
+    groups, size, most = len(rows), rows.mean(), np.abs(shares).max()
     n = rows.sum() + 2*size
     mean = gains.sum()/n
-    spread = ((shares - mean*rows)**2).sum() + 2*(np.abs(shares).max() or size)**2
+    spread = ((shares - mean*rows)**2).sum() + 2*(most if most > 1e-9 else size)**2
     half = _t(groups, confidence)*np.sqrt(groups/(groups - 1)*spread)/n
     return max(-1., float(mean - half)), min(1., float(mean + half))
 

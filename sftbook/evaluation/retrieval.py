@@ -104,10 +104,9 @@ def reciprocal_rank_at(judged:Judged, # one query
         return np.nan
     p = _places(judged)
     left = p.size - p.within + 1 # of the tied, from this place on
-    still_wrong = np.cumprod(np.where(p.before > 0, 0, 1 - np.minimum(1, p.right/left)))
-    none_before = np.append(1., still_wrong)[:len(left)]
-    first = none_before*np.minimum(1, p.right/left)*(p.before == 0)
-    return float((first/p.place)[:k].sum())
+    right = np.minimum(1, p.right/left) # chance of a right one here, if none was before
+    none_before = np.append(1., np.cumprod(1 - right))[:len(right)]
+    return float((none_before*right/p.place)[:k].sum())
 
 # %% ../../nbs/evaluation/05o_retrieval.ipynb #05f00031
 def _discounted(gains, k):
