@@ -297,8 +297,7 @@ def distinct(texts, # (texts,) generated
 def _wider(units, confidence):
     "The confidence whose percentiles hold `confidence` with so few units."
     from scipy.special import ndtr
-    reach = np.sqrt(units/(units - 1))*_t(units, confidence)
-    return float(2*ndtr(reach) - 1)
+    return float(2*ndtr(np.sqrt(units/(units - 1))*_t(units, confidence)) - 1)
 
 # %% ../../nbs/evaluation/05n_generation.ipynb #05e00085
 def _is_mean(score):
@@ -341,13 +340,14 @@ class ScoreTest:
         return f"{self.name}: {self.difference}, {p} ({self.units:,} of {self.difference.n:,} rows)"
 
 # %% ../../nbs/evaluation/05n_generation.ipynb #05e000c1
-def _ends_of_gain(gains, units, confidence):
+def _ends_of_gain(ours, theirs, units, confidence):
     "Both ends for the mean difference of values in [0, 1]."
-    shares, rows = _group_sums(units, gains, np.ones(len(gains)))
+    shares, rows = _group_sums(units, ours - theirs, np.ones(len(ours)))
     groups, size, most = len(rows), rows.mean(), np.abs(shares).max()
+    most = max(most, ours.max(), theirs.max()) if most > 1e-9 else size
     n = rows.sum() + 2*size
-    mean = gains.sum()/n
-    spread = ((shares - mean*rows)**2).sum() + 2*(most if most > 1e-9 else size)**2
+    mean = shares.sum()/n
+    spread = ((shares - mean*rows)**2).sum() + 2*most**2
     half = _t(groups, confidence)*np.sqrt(groups/(groups - 1)*spread)/n
     return max(-1., float(mean - half)), min(1., float(mean + half))
 
@@ -372,7 +372,7 @@ def score_test(a:Score, # of the first system
     ours, theirs = (np.stack(_group_sums(units, *s.rows.T), 1) for s in (a, b))
     unit, gain, ends = "points" if a.unit else "", a.value - b.value, (None, None)
     if n >= 5 and _is_mean(a) and _is_mean(b):
-        ends = _ends_of_gain(a.rows[:, 0] - b.rows[:, 0], units, confidence)
+        ends = _ends_of_gain(a.rows[:, 0], b.rows[:, 0], units, confidence)
     elif n >= 5:
         drawn = _resample_sums(np.hstack([ours, theirs]), np.arange(n), resamples, rng)
         gains = a.formula(drawn[:, :width]) - a.formula(drawn[:, width:])
