@@ -10,9 +10,9 @@ __all__ = ['join_pair', 'spell', 'BytePairs', 'train_bpe', 'byte_letters', 'to_l
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from heapq import heapify, heappop, heappush
-from itertools import count, pairwise
+from itertools import combinations, count, pairwise
 
 import numpy as np
 from scipy.special import digamma
@@ -116,6 +116,7 @@ def train_bpe(words:dict[str, int], # how often each word was seen
     return BytePairs(tokens, merges, prefix)
 
 # %% ../../nbs/foundations/16_tokenisation.ipynb #16000042
+@cache
 def byte_letters() -> dict[int, str]: # byte -> a visible character
     "A printable character for each byte (Radford et al. 2019)."
     seen = [b for b in range(256) if chr(b).isprintable() and b != 32]
@@ -157,7 +158,7 @@ def seed_pieces(words:dict[str, int], # how often each was seen
     "All characters, and repeated substrings that no longer one could replace (Kudo 2018)."
     characters, seen, after = Counter(), Counter(), defaultdict(set)
     for word, n in words.items():
-        for start, end in ((i, j) for i in range(len(word)) for j in range(i + 1, len(word) + 1)):
+        for start, end in combinations(range(len(word) + 1), 2):
             if end - start == 1:
                 characters[word[start]] += n
             elif end - start <= longest:
@@ -176,9 +177,10 @@ class _Lattices:
         ids, longest = {p: i for i, p in enumerate(pieces)}, max(map(len, pieces))
         found = []
         for k, word in enumerate(words):
-            for start, end in _spans(len(word), longest if whole else len(word) - 1):
+            most = longest if whole else max(len(word) - 1, 1)
+            for start, end in combinations(range(len(word) + 1), 2):
                 piece = ids.get(word[start:end], -1)
-                if piece >= 0 or end - start == 1:
+                if end - start == 1 or piece >= 0 and end - start <= most:
                     found.append((k, start, end, piece))
         self.word, self.start, self.end, self.piece = np.array(found, dtype=int).reshape(-1, 4).T
         self.words, self.lengths = np.arange(len(words)), np.array(list(map(len, words)))
@@ -196,17 +198,10 @@ class _Lattices:
         return values
 
 # %% ../../nbs/foundations/16_tokenisation.ipynb #16000075
-def _spans(length, longest):
-    "(start, end) of all spans of at most `longest` places, or of one; by their ends."
-    for end in range(1, length + 1):
-        for start in range(max(0, end - max(longest, 1)), end):
-            yield start, end
-
 def _scores_of(arcs, scores):
     "The score of each arc; that of what is no piece lies 10 below the least."
     return np.append(scores, scores.min() - 10)[arcs.piece]
 
-# %% ../../nbs/foundations/16_tokenisation.ipynb #16000076
 def _expected(arcs, scores, counts):
     "How often each piece is used, over all cuts of all words, and the log-probability of them."
     scores_of, pieces = _scores_of(arcs, scores), len(scores)
@@ -248,22 +243,21 @@ def _losses(words, counts, pieces, scores, as_library):
         instead = np.bincount(parts[:, 0], shares, len(pieces)) - alternatives*room
         loss = n[:-1]*(np.log(n[:-1]/total) - instead)
     loss[(n[:-1] == 0) | (without > scores)] = -np.inf
-    loss[np.array(list(map(len, pieces))) == 1] = np.inf
-    return loss
+    return np.where(np.array(list(map(len, pieces))) == 1, np.inf, loss)
 
 # %% ../../nbs/foundations/16_tokenisation.ipynb #1600007d
-def _fill(pieces, scores, characters, vocab_size):
-    "All characters, then the first pieces; a character that was dropped gets about the least."
+def _fill(pieces, scores, characters, most):
+    "All characters, then the first pieces; a dropped character gets about the least score."
     kept, lost = dict(zip(pieces, scores)), count()
     new = {c: kept[c] if c in kept else min(scores) + 1e-4*next(lost) for c in characters}
     for piece, score in kept.items():
-        if len(new) < vocab_size:
+        if len(new) < most:
             new.setdefault(piece, score)
     return {piece: float(new[piece]) for piece in sorted(new, key=new.get, reverse=True)}
 
 # %% ../../nbs/foundations/16_tokenisation.ipynb #1600007e
 def train_unigram(words:dict[str, int], # how often each was seen
-                  vocab_size:int, # pieces there shall be
+                  vocab_size:int, # one more than pieces: the unknown has a place too
                   *,
                   sparse:bool=True, # digammas in place of logarithms
                   as_library:bool=True, # the loss as `tokenizers` computes it
@@ -279,7 +273,7 @@ def train_unigram(words:dict[str, int], # how often each was seen
             pieces, used = [pieces[i] for i in stay], used[stay]
             scores = log(used) - log(used.sum())
         if len(pieces) < goal:
-            return _fill(pieces, scores, sorted(set("".join(words))), vocab_size)
+            return _fill(pieces, scores, sorted(set("".join(words))), vocab_size - 1)
         loss = _losses(list(words), counts, pieces, scores, as_library)
         order = np.argsort(-loss, kind="stable")
         order = order[loss[order] > -np.inf][:max(goal, (len(pieces) + 1)*3//4) - 1]
