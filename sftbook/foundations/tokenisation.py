@@ -235,13 +235,12 @@ def _losses(words, counts, pieces, scores, as_library):
     n = np.bincount(used[:, 1] + 1, counts[used[:, 0]], len(pieces) + 1)
     n, total = np.roll(n, -1), n.sum() # the last entry: characters that are no piece
     parts, without = _best(_Lattices(pieces, pieces, whole=False), scores)
-    alternatives = np.bincount(parts[:, 0], minlength=len(pieces))
-    slots = len(pieces) + 1 if as_library else alternatives
-    room = np.log(total + n[:-1]*(slots - 1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.log(n[parts[:, 1]] + n[parts[:, 0]])
-        instead = np.bincount(parts[:, 0], shares, len(pieces)) - alternatives*room
-        loss = n[:-1]*(np.log(n[:-1]/total) - instead)
+    piece, part = parts[::-1].T # from left to right: ties are decided by how sums are rounded
+    alternatives = len(pieces) + 1 if as_library else np.bincount(piece, minlength=len(pieces))
+    log = np.vectorize(lambda x: math.log(max(x, 1.)), otypes=[float])
+    shares = log(n[part] + n[piece]) - log(total + n[:-1]*(alternatives - 1))[piece]
+    instead = np.bincount(piece, shares, len(pieces))
+    loss = n[:-1]/counts.sum()*(log(n[:-1]) - math.log(total) - instead)
     loss[(n[:-1] == 0) | (without > scores)] = -np.inf
     return np.where(np.array(list(map(len, pieces))) == 1, np.inf, loss)
 
