@@ -106,7 +106,7 @@ def train_bpe(words:dict[str, int], # how often each word was seen
     "Learn merges (Sennrich et al. 2016); ties go to the pair with the lower numbers."
     tokens = list(start or sorted({c for word in words for c in spell(word, prefix)}))
     ids, merges = {token: i for i, token in enumerate(tokens)}, []
-    rows = [[ids[c] for c in spell(word, prefix)] for word in words]
+    rows = [list(map(ids.get, spell(word, prefix))) for word in words]
     pairs = _Pairs(rows, list(words.values()))
     while len(tokens) < vocab_size and (pair := _most_frequent(pairs)):
         left, right = (tokens[i] for i in pair)
@@ -136,7 +136,6 @@ def from_letters(letters:str) -> str: # U+FFFD where bytes are no character
 # %% ../../nbs/foundations/16_tokenisation.ipynb #16000051
 def longest_pieces(word:str, # not empty
                    vocabulary, # tokens; those within a word begin with ##
-                   unknown:str="[UNK]", # of a word that cannot be cut
                    longest:int=100, # characters; a longer word is unknown
                   ) -> list[str]: # its pieces
     "Cut a word from the left, always at the longest token (Devlin et al. 2019)."
@@ -146,10 +145,10 @@ def longest_pieces(word:str, # not empty
         ends = range(len(word), start, -1)
         end = next((e for e in ends if mark + word[start:e] in vocabulary), None)
         if end is None:
-            return [unknown]
+            return ["[UNK]"]
         pieces.append(mark + word[start:end])
         start = end
-    return pieces or [unknown]
+    return pieces or ["[UNK]"]
 
 # %% ../../nbs/foundations/16_tokenisation.ipynb #16000071
 def seed_pieces(words:dict[str, int], # how often each was seen
@@ -182,7 +181,9 @@ class _Lattices:
                 piece = ids.get(word[start:end], -1)
                 if end - start == 1 or piece >= 0 and end - start <= most:
                     found.append((k, start, end, piece))
-        self.word, self.start, self.end, self.piece = np.array(found, dtype=int).reshape(-1, 4).T
+        columns = np.array(found, dtype=int).reshape(-1, 4).T
+        self.word, self.start = columns[:2]
+        self.end, self.piece = columns[2:]
         self.words, self.lengths = np.arange(len(words)), np.array(list(map(len, words)))
 
     def walk(self, scores, at, origin, first, combine):
