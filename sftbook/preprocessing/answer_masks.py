@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from ..core import ConfigError, counted, DataError, quiet
+from .conversations import conversation_problems
 from .encoding import pad_batch
 
 # %% ../../nbs/preprocessing/02l_answer_masks.ipynb #6a58edef
@@ -189,8 +190,10 @@ class _Encoder:
         self.max_length, self.cuts = max_length or 10**9, too_long == "cut"
 
     def __call__(self, i, row):
-        options = {**self.options, **_tools(row)}
-        texts = chat_texts(self.tokenizer, row["messages"], row.get("given", 0), **options)
+        options, given = {**self.options, **_tools(row)}, row.get("given", 0)
+        if problems := conversation_problems(row["messages"], given):
+            raise DataError("; ".join(problems))
+        texts = chat_texts(self.tokenizer, row["messages"], given, **options)
         encoded = [_labels(self.tokenizer, text) for text in texts]
         if not self.cuts and (longest := max(ends[-1] for *_, ends in encoded)) > self.max_length:
             raise DataError(f"{longest:,} tokens, and {self.max_length:,} may be read")

@@ -124,14 +124,15 @@ def _sharegpt_message(turn):
     "Other names for the same; a role that is not known stays, and is found later."
     if not isinstance(turn, dict) or "from" not in turn:
         return turn
-    rest = {k: v for k, v in turn.items() if k not in ("from", "value")}
-    role = _SHAREGPT_ROLES.get(turn["from"], turn["from"])
-    return dict(role=role, content=turn.get("value"), **rest)
+    rest = {k: v for k, v in turn.items() if k not in ("from", "value", "role", "content")}
+    role = _SHAREGPT_ROLES.get(str(turn["from"]), turn["from"])
+    return {"role": role, "content": turn.get("value"), **rest}
 
 def _system(record):
     "A system prompt that stands in a column of its own."
     said = record.get("system")
-    return [dict(role="system", content=said)] if said and said.strip() else []
+    empty = said is None or isinstance(said, str) and not said.strip()
+    return [] if empty else [dict(role="system", content=said)]
 
 # %% ../../nbs/preprocessing/02j_conversations.ipynb #32ad201c
 def _from_alpaca(record):
@@ -139,7 +140,8 @@ def _from_alpaca(record):
     asked, extra = record["instruction"], record.get("input")
     if isinstance(asked, str) and isinstance(extra, str) and extra.strip():
         asked = f"{asked}\n\n{extra}"
-    pairs = [*(record.get("history") or []), (asked, record["output"])]
+    before = record.get("history") or []
+    pairs = [*(before if isinstance(before, list) else [before]), (asked, record["output"])]
     turns = [_exchange(pair) for pair in pairs]
     return _system(record) + sum(turns, []), 0
 
@@ -246,7 +248,7 @@ def fold_system(messages:list[dict], # a conversation without problems
 def _dataset(values):
     "A Dataset in the hub's schema; messages with more fields than two are kept as JSON."
     from datasets import Dataset, Features, Json, List, Value
-    plain = all(isinstance(m["content"], str) and m.keys() == {"role", "content"}
+    plain = all(isinstance(m.get("content"), str) and m.keys() == {"role", "content"}
                 for messages in values["messages"] for m in messages)
     message = {"role": Value("string"), "content": Value("string")}
     kinds = dict(messages=List(message) if plain else Json(), given=Value("int64"), about=Json(),
@@ -254,6 +256,15 @@ def _dataset(values):
     return Dataset.from_dict(values, features=Features(kinds))
 
 # %% ../../nbs/preprocessing/02j_conversations.ipynb #884cbf6a
+def _check_slots(templates, columns, source):
+    "Raise for a slot that no column fills, before any row is read."
+    names = dict.fromkeys(columns, 0) # any value that is not empty
+    missing = [p for t in templates for s in t.slots if (p := _slot_problem(s, names))]
+    if missing:
+        raise DataError("; ".join(missing), where=source,
+                        remedy=f"there are {', '.join(map(repr, columns[:20]))}")
+
+# %% ../../nbs/preprocessing/02j_conversations.ipynb #91e44481
 class _Reader:
     "Makes a conversation of a record, and collects what is wrong."
     def __init__(self, columns, source, prompt, completion, system):
@@ -261,6 +272,7 @@ class _Reader:
             raise ConfigError("prompt and completion belong together", where="load_conversations",
                               remedy="give both, or neither")
         self.slots = [PromptTemplate(text) for text in (prompt, completion) if text is not None]
+        _check_slots(self.slots, columns, source)
         self.shape = "slots" if self.slots else find_shape(columns, source)
         self.used = {slot for t in self.slots for slot in t.slots} or set(_USED[self.shape])
         self.system, self.filled = system, 0 # system prompts that were put in
