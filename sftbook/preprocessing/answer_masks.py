@@ -162,6 +162,7 @@ class EncodedConversations:
     cut:dict[int, int] = field(default_factory=dict) # answers that are left out, of each
     bad:Counter = field(default_factory=Counter) # kinds of conversations that are left out
     stops:Counter = field(default_factory=Counter) # tokens that end an answer
+    end:str|None = None # the tokenizer's own end
 
     def __str__(self):
         tokens = sum(len(f["input_ids"]) for f in self.features)
@@ -176,6 +177,9 @@ class EncodedConversations:
                         f"{counted(sum(self.cut.values()), 'answer')} left out{_places(self.cut)}")
         said += [f"{counted(n, 'conversation', 'were')} left out: {what}"
                  for what, n in self.bad.most_common()]
+        if others := [stop for stop in self.stops if stop != self.end]:
+            said.append(f"the tokenizer's own end is {self.end}: the model stops only if "
+                        f"eos_token_id of its generation config is {' and '.join(others)}")
         return "\n".join(said)
 
 def _places(rows, limit=8):
@@ -186,7 +190,8 @@ def _places(rows, limit=8):
 class _Encoder:
     "Adds the rows of one conversation after the other to what was encoded."
     def __init__(self, tokenizer, max_length, too_long, options):
-        self.tokenizer, self.options, self.done = tokenizer, options, EncodedConversations()
+        self.done = EncodedConversations(end=tokenizer.eos_token)
+        self.tokenizer, self.options = tokenizer, options
         self.max_length, self.cuts = max_length or 10**9, too_long == "cut"
 
     def __call__(self, i, row):
