@@ -95,7 +95,7 @@ class LanguageGuess:
                 ):
         lists = {language: load_stop_words(language) for language in among}
         shared = Counter(word for words in lists.values() for word in words)
-        self.lists = {language: {w for w in words if shared[w] == 1}
+        self.lists = {language: {w for w in words if shared[w] == 1 and w.isalpha()}
                       for language, words in lists.items()}
 
     def __call__(self, text:str, # any
