@@ -73,6 +73,7 @@ def _answer_end(prompt, text, message, control):
                         "a model that learns it never stops")
     return len(prompt) + stop.end()
 
+# %% ../../nbs/preprocessing/02l_answer_masks.ipynb #a50bbe40
 def _bare(text):
     "A text without white space, which templates are free to change."
     return "".join((text or "").split())
@@ -139,6 +140,7 @@ def _labels(tokenizer, chat):
         ends.append(stop)
     return ids, labels, ends
 
+# %% ../../nbs/preprocessing/02l_answer_masks.ipynb #36bb10e3
 def _straddles(tokenizer, prompt, ids):
     "The message for a prompt that is read in another way in front of the answer."
     first = next(i for i, (a, b) in enumerate(zip([*prompt, None], [*ids, None])) if a != b)
@@ -178,10 +180,11 @@ class EncodedConversations:
         said += [f"{counted(n, 'conversation', 'were')} left out: {what}"
                  for what, n in self.bad.most_common()]
         if others := [stop for stop in self.stops if stop != self.end]:
-            said.append(f"the tokenizer's own end is {self.end}: the model stops only if "
-                        f"eos_token_id of its generation config is {' and '.join(others)}")
+            said.append(f"the tokenizer's own end is {self.end}: let eos_token_id of the "
+                        f"generation config be {' and '.join(others)}")
         return "\n".join(said)
 
+# %% ../../nbs/preprocessing/02l_answer_masks.ipynb #022be0dc
 def _places(rows, limit=8):
     rows = sorted(rows)
     return f" (row {', '.join(map(str, rows[:limit]))}{' ...'*(len(rows) > limit)})"
@@ -273,6 +276,7 @@ def check_features(features:list[dict], # with `input_ids` and `labels`
         raise DataError.from_problems(found or [("features", "there are no rows to learn from")],
                                       remedy="make them with encode_conversations")
 
+# %% ../../nbs/preprocessing/02l_answer_masks.ipynb #277c07df
 def _feature_problem(ids, labels, special):
     "What is wrong with the labels of a row."
     if len(ids) != len(labels):
@@ -298,8 +302,9 @@ class MaskView:
                 ):
         self.tokenizer, self.control = tokenizer, control_pattern(tokenizer)
         pairs = zip(feature["input_ids"], feature["labels"])
-        self.runs = [(learnt, [i for i, _ in run])
-                     for learnt, run in groupby(pairs, lambda pair: pair[1] != -100)]
+        self.runs = [] # whether it is learnt, and the tokens
+        for learnt, run in groupby(pairs, lambda pair: pair[1] != -100):
+            self.runs.append((learnt, [token for token, _ in run]))
 
     def texts(self) -> list[tuple[bool, str]]: # whether it is learnt, and the text
         "The row in pieces."

@@ -60,6 +60,7 @@ def words_in(text:str, # in any language
     units, times = _units(text_key(text))
     return -(-len(units)//times)
 
+# %% ../../nbs/preprocessing/02m_conversation_filters.ipynb #08e497e6
 def length_filter(least:int=1, # words of each answer
                   most:int=2000, # words of each answer
                  ) -> Callable: # a filter
@@ -95,15 +96,17 @@ class LanguageGuess:
                 ):
         lists = {language: load_stop_words(language) for language in among}
         shared = Counter(word for words in lists.values() for word in words)
-        self.lists = {language: {w for w in words if shared[w] == 1 and w.isalpha()}
-                      for language, words in lists.items()}
+        own = {word for word, n in shared.items() if n == 1 and word.isalpha()}
+        self.lists = {language: own & words for language, words in lists.items()}
 
     def __call__(self, text:str, # any
                 ) -> str|None: # such as "en"; None where it is not sure
         if (found := _by_script(text)) is not None:
             return found
         words = text_key(text).split()
-        counts = Counter({k: sum(w in own for w in words) for k, own in self.lists.items()})
+        counts = Counter()
+        for language, own in self.lists.items():
+            counts[language] = sum(map(own.__contains__, words))
         (best, most), *rest = counts.most_common()
         next_best = rest[0][1] if rest else 0
         return best if most >= 2 and most > 4/3*next_best else None
@@ -165,6 +168,7 @@ def copies_filter(containment:float=0.5, # least share of the smaller set of shi
         return found
     return find
 
+# %% ../../nbs/preprocessing/02m_conversation_filters.ipynb #e7e0587e
 def _origin(rows, i):
     "Where a row came from."
     return f"{rows[i]['file']}, row {rows[i]['row']}"
@@ -183,7 +187,7 @@ def leakage_filter(prompts:list[str], # questions of the test
         for i, key in asked:
             match = key if key in keys else near.get(key)
             if match is not None:
-                leaks.setdefault(i, f"asks question {keys[match]} of the test: {match[:40]!r}")
+                leaks.setdefault(i, f"asks question {keys[match]} of the test: {match[:24]!r}")
         return leaks
     return find
 

@@ -11,7 +11,9 @@ import difflib
 import json
 import string
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from ..core import ConfigError, counted, DataError
 from ..corpora import _load_from_hub
@@ -54,6 +56,7 @@ def _message_problem(message):
         return None if may_be_empty else f"the message of the {role} is empty"
     return surrogate_problem(content)
 
+# %% ../../nbs/preprocessing/02j_conversations.ipynb #f1e172ab
 def _kind(value):
     parts = isinstance(value, list) and "a list of parts; only texts are read here"
     return parts or f"no text but {type(value).__name__}"
@@ -99,6 +102,7 @@ def _from_messages(record):
     "The hub's own schema; what Arrow has filled up with nothing is taken away again."
     return _json(record["messages"]), 0
 
+# %% ../../nbs/preprocessing/02j_conversations.ipynb #266da682
 def _json(value):
     "Messages that were written as a JSON text, as CSV files hold them; and no empty fields."
     if isinstance(value, str):
@@ -108,6 +112,7 @@ def _json(value):
             return value
     return [_filled(m) for m in value] if isinstance(value, list) else value
 
+# %% ../../nbs/preprocessing/02j_conversations.ipynb #efd6b1b3
 def _filled(message):
     if not isinstance(message, dict):
         return message
@@ -120,6 +125,7 @@ def _from_sharegpt(record):
         return turns, 0
     return _system(record) + list(map(_sharegpt_message, turns)), 0
 
+# %% ../../nbs/preprocessing/02j_conversations.ipynb #f5969060
 def _sharegpt_message(turn):
     "Other names for the same; a role that is not known stays, and is found later."
     if not isinstance(turn, dict) or "from" not in turn:
@@ -128,6 +134,7 @@ def _sharegpt_message(turn):
     role = _SHAREGPT_ROLES.get(str(turn["from"]), turn["from"])
     return {"role": role, "content": turn.get("value"), **rest}
 
+# %% ../../nbs/preprocessing/02j_conversations.ipynb #758d26e5
 def _system(record):
     "A system prompt that stands in a column of its own."
     said = record.get("system")
@@ -145,6 +152,7 @@ def _from_alpaca(record):
     turns = [_exchange(pair) for pair in pairs]
     return _system(record) + sum(turns, []), 0
 
+# %% ../../nbs/preprocessing/02j_conversations.ipynb #db0fea22
 def _exchange(pair):
     if not isinstance(pair, (list, tuple)) or len(pair) != 2:
         return [pair]
@@ -205,7 +213,8 @@ class PromptTemplate:
     def fill(self, record:dict, # names and values; `None` counts as empty
             ) -> str: # the text
         "Put values in. Raises `DataError` that names each slot without one."
-        if missing := [p for p in (_slot_problem(s, record) for s in self.slots) if p]:
+        missing = [p for slot in self.slots if (p := _slot_problem(slot, record))]
+        if missing:
             raise DataError("; ".join(missing), where="prompt template")
         return "".join(text + (str(record[name]) if name else "")
                        for text, name, _, _ in self.parts)
@@ -214,6 +223,7 @@ class PromptTemplate:
 def _bad_template(text, what, remedy):
     return ConfigError(f"{what}: {text[:60]!r}", where="prompt template", remedy=remedy)
 
+# %% ../../nbs/preprocessing/02j_conversations.ipynb #d82d5783
 def _slot_problem(slot, record):
     "Why a record cannot fill a slot."
     if slot not in record:
@@ -296,6 +306,46 @@ class _Reader:
             return _exchange([slot.fill(record) for slot in self.slots]), 0
         return _CONVERT[self.shape](record)
 
+# %% ../../nbs/preprocessing/02j_conversations.ipynb #5b67b280
+def _about(record, used):
+    "Columns that are no part of the conversation; what JSON cannot hold as text."
+    rest = {k: v for k, v in record.items() if k not in used and v is not None}
+    return json.loads(json.dumps(rest, default=str))
+
+# %% ../../nbs/preprocessing/02j_conversations.ipynb #451435ca
+class _Opened(NamedTuple):
+    "Where records come from."
+    name:str # for messages
+    records:Iterable # numbers and records
+    columns:list[str]
+    place:str # what a number means
+
+def _open(source):
+    "Open a file, a data set of the hub, or a Dataset."
+    if not isinstance(source, (str, Path)): # a Dataset
+        return _Opened("rows", enumerate(source, 1), source.column_names, "row")
+    if not Path(source).suffix and not Path(source).exists():
+        rows = _load_from_hub(str(source))
+        return _Opened(str(source), enumerate(rows, 1), rows.column_names, "row")
+    records = open_records(source)
+    return _Opened(str(source), records, records.columns, _place(source, records))
+
+# %% ../../nbs/preprocessing/02j_conversations.ipynb #ef97c123
+def _read(opened, reader):
+    "Columns of good rows, problems of bad ones with their places, and kinds of problems."
+    values, problems = dict(messages=[], given=[], about=[], file=[], row=[]), []
+    bad = Counter()
+    for number, record in opened.records:
+        messages, given, found = reader(record)
+        if found:
+            problems += [(f"{opened.name}, {opened.place} {number}", what) for what in found]
+            bad[found[0].partition(": ")[2] or found[0]] += 1
+            continue
+        row = messages, given, _about(record, reader.used), Path(opened.name).name, number
+        for column, value in zip(values.values(), row):
+            column.append(value)
+    return values, problems, bad
+
 # %% ../../nbs/preprocessing/02j_conversations.ipynb #8d33b871
 def load_conversations(source, # a file (see `open_records`), a hub id, or a Dataset
                        *,
@@ -305,18 +355,9 @@ def load_conversations(source, # a file (see `open_records`), a hub id, or a Dat
                        skip_bad:bool=False, # leave bad rows out, and count them
                       ): # Dataset: `messages`, `given`, `about`, `file`, `row`
     "Load conversations and check every turn. Raises `DataError` with all rows that are bad."
-    name, records, columns, place = _open(source)
-    reader, problems, bad = _Reader(columns, name, prompt, completion, system), [], Counter()
-    values = dict(messages=[], given=[], about=[], file=[], row=[])
-    for number, record in records:
-        messages, given, found = reader(record)
-        if found:
-            problems += [(f"{name}, {place} {number}", what) for what in found]
-            bad[found[0].partition(": ")[2] or found[0]] += 1
-            continue
-        row = messages, given, _about(record, reader.used), Path(name).name, number
-        for column, value in zip(values.values(), row):
-            column.append(value)
+    opened = _open(source)
+    reader = _Reader(opened.columns, opened.name, prompt, completion, system)
+    values, problems, bad = _read(opened, reader)
     if problems and not (skip_bad and values["row"]):
         raise DataError.from_problems(problems, remedy=_BAD)
     rows = _dataset(values)
@@ -325,22 +366,7 @@ def load_conversations(source, # a file (see `open_records`), a hub id, or a Dat
 
 _BAD = "correct these rows, or leave them out with skip_bad=True, which counts them"
 
-# %% ../../nbs/preprocessing/02j_conversations.ipynb #5b67b280
-def _about(record, used):
-    "Columns that are no part of the conversation; what JSON cannot hold as text."
-    rest = {k: v for k, v in record.items() if k not in used and v is not None}
-    return json.loads(json.dumps(rest, default=str))
-
-def _open(source):
-    "Name, numbered records, columns, and what a number means."
-    if not isinstance(source, (str, Path)): # a Dataset
-        return "rows", enumerate(source, 1), source.column_names, "row"
-    if not Path(source).suffix and not Path(source).exists():
-        rows = _load_from_hub(str(source))
-        return str(source), enumerate(rows, 1), rows.column_names, "row"
-    records = open_records(source)
-    return str(source), records, records.columns, _place(source, records)
-
+# %% ../../nbs/preprocessing/02j_conversations.ipynb #0ab8bade
 def _notes(reader, values, bad):
     "What was decided, in sentences."
     n = len(values["row"])

@@ -40,12 +40,14 @@ def pack_features(features:list[dict], # with `input_ids` and `labels`
                  ) -> list[dict]: # with `position_ids`, `segments` and `rows` too
     "Pack rows for training. Raises `DataError` for rows that are longer than a pack."
     plan = pack_lengths([len(f["input_ids"]) for f in features], capacity)
-    return [_pack([features[i] for i in pack], pack) for pack in plan]
+    return [_pack(features, rows) for rows in plan]
 
+# %% ../../nbs/preprocessing/02k_packing.ipynb #1bba30b7
 def _pack(features, rows):
+    "One pack of some of the rows."
     pack = dict(input_ids=[], labels=[], position_ids=[], segments=[], rows=rows)
-    for segment, feature in enumerate(features):
-        n = len(feature["input_ids"])
+    for segment, row in enumerate(rows):
+        feature, n = features[row], len(features[row]["input_ids"])
         pack["input_ids"] += feature["input_ids"]
         pack["labels"] += [-100, *feature["labels"][1:]]
         pack["position_ids"] += range(n)
@@ -72,12 +74,13 @@ def collate_packs(packs:list[dict], # from `pack_features`
     batch["attention_mask"] = block_mask(segments["input_ids"], dtype)
     return batch
 
+# %% ../../nbs/preprocessing/02k_packing.ipynb #a940399d
 def collate_positions(packs:list[dict], # from `pack_features`
                       pad_id:int, # any token
                      ) -> dict[str, torch.Tensor]: # without any mask
     "Make a batch of packs in which positions alone say where a row begins."
-    names = ("input_ids", "labels", "position_ids")
-    kept = [{name: pack[name] for name in names} for pack in packs]
+    kept = [dict(input_ids=p["input_ids"], labels=p["labels"], position_ids=p["position_ids"])
+            for p in packs]
     batch = pad_batch(kept, {"input_ids": pad_id, "labels": -100, "position_ids": 0})
     del batch["attention_mask"]
     return batch
@@ -110,5 +113,6 @@ def check_packing(model, # to be trained
                                  "that adds a mask (eager or sdpa)")
     return worst
 
+# %% ../../nbs/preprocessing/02k_packing.ipynb #aeae6472
 def _moved(batch, device):
     return {name: tensor.to(device) for name, tensor in batch.items()}
