@@ -252,6 +252,18 @@ def test_a_template_that_trains_otherwise_than_it_serves_is_refused(change, said
         encode_conversations([dict(messages=talk)], TOKENIZERS["chatml"], chat_template=template)
 
 
+def test_a_stop_that_the_template_does_not_write_is_put_behind_each_answer():
+    tokenizer, rng = TOKENIZERS["chatml"], random.Random(12)
+    template = CHATML.replace("<|im_end|>\n", "")
+    for _ in range(20):
+        talk = random_talk(rng, system=False)
+        features = encode_conversations([dict(messages=talk)], tokenizer, chat_template=template,
+                                        stop="<|im_start|>").features
+        learnt = [t for f in features for t in learnt_texts(f, tokenizer)]
+        answers = [m["content"] for m in talk if m["role"] == "assistant"]
+        assert learnt == [answer + "<|im_start|>" for answer in answers] and len(features) == 1
+
+
 def test_padding_with_the_end_does_not_hide_the_end():
     tokenizer = TOKENIZERS["chatml"]
     assert tokenizer.pad_token_id == tokenizer.eos_token_id

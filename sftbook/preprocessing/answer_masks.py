@@ -56,7 +56,7 @@ def _check_contents(messages, control):
 
 # %% ../../nbs/preprocessing/02l_answer_masks.ipynb #6ed1230e
 def _answer_end(prompt, text, message, control):
-    "Where an answer ends in a text that begins with its prompt. Raises `DataError`."
+    "Where an answer ends in a text that begins with its prompt; None: nothing ends it. Raises."
     if not text.startswith(prompt):
         same = len(commonprefix([prompt, text]))
         raise DataError(f"the prompt goes on with {prompt[same:][:30]!r}, and the answer is "
@@ -68,15 +68,20 @@ def _answer_end(prompt, text, message, control):
                         f"{answer.strip()[:40]!r}")
     tail = re.search(rf"(?:{control.pattern}|\s)*$", answer).start()
     stop = control.search(answer, tail)
-    if stop is None:
-        raise DataError(f"no control token ends the answer {answer[-30:]!r}: "
-                        "a model that learns it never stops")
-    return len(prompt) + stop.end()
+    return len(prompt) + stop.end() if stop else None
 
 # %% ../../nbs/preprocessing/02l_answer_masks.ipynb #a50bbe40
 def _bare(text):
     "A text without white space, which templates are free to change."
     return "".join((text or "").split())
+
+# %% ../../nbs/preprocessing/02l_answer_masks.ipynb #9ee6bf07
+def _stopped(text, stop):
+    "A text with the control token that its template does not write. Raises where there is none."
+    if stop is None:
+        raise DataError(f"no control token ends the answer {text[-30:]!r}: a model that learns it "
+                        "never stops; name one with stop=")
+    return text + stop
 
 # %% ../../nbs/preprocessing/02l_answer_masks.ipynb #a1af2e22
 def _check_head(tokenizer, messages, prompt, answer, control, options):
@@ -98,6 +103,8 @@ class ChatText:
 def chat_texts(tokenizer, # of transformers, with a chat template
                messages:list[dict], # a conversation without problems
                given:int=0, # messages at the beginning that are not learnt
+               *,
+               stop:str|None=None, # control token for templates that write none behind answers
                **options, # of the template
               ) -> list[ChatText]: # one; more where the template rewrites earlier turns
     "Write a conversation and find its answers. Raises `DataError` where that cannot be done."
@@ -109,6 +116,9 @@ def chat_texts(tokenizer, # of transformers, with a chat template
         prompt = render(tokenizer, turns[:-1], prompt=True, **options)
         text = render(tokenizer, turns, **options)
         end = _answer_end(prompt, text, turns[-1], control)
+        if end is None:
+            text = _stopped(text, stop)
+            end = len(text)
         _check_head(tokenizer, turns, prompt, text[len(prompt):], control, options)
         home = next((t for t in texts if t.text.startswith(text[:end])), None)
         if home is None:
@@ -239,6 +249,7 @@ def encode_conversations(rows, # of `load_conversations`, or any with `messages`
                          *,
                          too_long:str="refuse", # or "cut": behind the last answer that fits
                          skip_bad:bool=False, # leave bad conversations out, and count them
+                         stop:str|None=None, # control token where the template writes none
                          **options, # of the template, such as `enable_thinking`
                         ) -> EncodedConversations: # print it: it says what was decided
     "Make token ids and labels. Raises `DataError` with all conversations that are refused."
@@ -248,7 +259,11 @@ def encode_conversations(rows, # of `load_conversations`, or any with `messages`
     if not (tokenizer.chat_template or options.get("chat_template")):
         raise ConfigError("the tokenizer has no chat template", where="encode_conversations",
                           remedy="take that of an instruct model, or give chat_template=")
-    encoder, problems = _Encoder(tokenizer, max_length, too_long, options), []
+    if stop is not None and not control_pattern(tokenizer).fullmatch(stop):
+        raise ConfigError(f"{stop!r} is no control token", where="encode_conversations",
+                          remedy="name one of the tokenizer's special tokens")
+    encoder = _Encoder(tokenizer, max_length, too_long, dict(options, stop=stop))
+    problems = []
     with quiet():
         for i, row in enumerate(rows):
             try:
