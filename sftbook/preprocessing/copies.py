@@ -9,6 +9,7 @@ __all__ = ['text_key', 'shingles', 'near_duplicate_pairs', 'duplicate_clusters']
 import hashlib
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable
 from itertools import combinations
 from typing import NamedTuple
@@ -86,11 +87,11 @@ def _hash_windows(keys, size):
 # %% ../../nbs/preprocessing/02_copies.ipynb #3b318e57
 def _unit_ids(keys):
     "The units of every key as numbers, and how many units count as one word."
-    words, ids, times = {}, [], []
+    words, ids, times = defaultdict(), [], []
+    words.default_factory = words.__len__ # a new one gets the next number
     for key in keys:
         units, n = _units(key)
-        numbers = (words.setdefault(u, len(words)) for u in units)
-        ids.append(np.fromiter(numbers, np.int32, len(units)))
+        ids.append(np.fromiter(map(words.__getitem__, units), np.int32, len(units)))
         times.append(n)
     return ids, times
 
