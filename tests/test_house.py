@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import reach  # noqa: E402
 
 NBS = ROOT / "nbs"
-NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+NOTEBOOKS = sorted(p for p in NBS.rglob("[!_]*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 CHAPTERS = [p for p in NOTEBOOKS if p.stem != "index"]
 
 

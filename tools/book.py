@@ -36,7 +36,7 @@ AT_A_TIME = 2
 
 def notebooks():
     "All notebooks of the book, in reading order."
-    found = (ROOT / "nbs").rglob("*.ipynb")
+    found = (ROOT / "nbs").rglob("[!_]*.ipynb")  # a draft begins with _
     return sorted(p for p in found if ".ipynb_checkpoints" not in p.parts)
 
 
