@@ -67,12 +67,14 @@ def invert_term(term:str, # of the index, such as "footnotes, inserting"
 
 # %% ../nbs/01d_help_sections.ipynb #3c1b0059
 def help_part(page:str, # such as "swriter/guide/footnote_usage.html"
-              dev:float=0.1, # share of the pages
+              validation:float=0.1, # share of the pages
               test:float=0.2, # share of the pages
-             ) -> str: # "train", "dev" or "test"
+             ) -> str: # "train", "validation" or "test"
     "The part of a page. Pages of a smaller share are pages of a larger one, too."
     drawn = int.from_bytes(hashlib.blake2b(page.encode(), digest_size=8).digest(), "big")/2**64
-    return "test" if drawn < test else "dev" if drawn >= 1 - dev else "train"
+    if drawn < test:
+        return "test"
+    return "validation" if drawn >= 1 - validation else "train"
 
 # %% ../nbs/01d_help_sections.ipynb #3c1b005b
 def _is_chinese(text):

@@ -21,8 +21,8 @@ _PLACES = (r"\$?\{{1,2}[\w. ]*\}{1,2}|\$\[\w+\]|\$\(\w+\)|%\(\w+\)[a-z]|%[A-Z]{3
 # %% ../nbs/01e_protected.ipynb #3c1c0014
 _STEP_EN = (r"(?!(?:Choose|Select|Open|Click|Use|See|Under|In|On|From|With|The|Press|Go)\b)"
             r"[A-Z][\w/&'’.()…]*(?: (?:(?:and|or|of|to|the|for|in|by|with|as|from|on|at) )?"
-            r"[A-Z&(][\w/&'’.()…]*)*")
-_STEP_ZH = r"(?:[A-Za-z][\w.]* )*[A-Za-z0-9]*[\u4e00-\u9fff][^\s，。；：！？、「」『』（）()\"“”]*"
+            r"[A-Z&(][\w/&'’.()…]*){0,7}") # a limit, or a long text without a dash takes long
+_STEP_ZH = r"(?:[A-Za-z][\w.]* ){0,5}[A-Za-z0-9]*[\u4e00-\u9fff][^\s，。；：！？、「」『』（）()\"“”]{0,40}"
 _STEP = rf"(?:{_STEP_ZH}|{_STEP_EN})"
 _PATH = rf"(?<![A-Za-z0-9_]){_STEP}(?: (?:-|–|>|▸|→|‣) {_STEP})+"
 _KEY = r"(?:Ctrl|Command|Shift|Alt|Option|F\d\d?)"

@@ -153,17 +153,21 @@ SCHEMA = pa.schema([("page", pa.string()), ("id", pa.string()), ("kind", pa.stri
                     ("terms_zh", pa.list_(pa.string()))])
 
 
+def notice():
+    "Where the texts are from, under which licence, and what was changed."
+    checksums = "\n".join(f"  {checksum}  {name}" for name, _, checksum in PACKAGES.values())
+    packages = " and ".join(name for name, _, _ in PACKAGES.values())
+    return NOTICE.format(packages=packages, version=VERSION, checksums=checksums)
+
+
 def write(folder, rows, counts):
     "The three files, into a folder of their own."
     path = folder / "help_pages.parquet"
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path, compression="zstd",
                    compression_level=22, row_group_size=len(rows), data_page_size=2**24,
                    dictionary_pagesize_limit=2**24, write_statistics=False)
+    (folder / "NOTICE").write_text(notice())
     packages = {package: checksum for package, _, checksum in PACKAGES.values()}
-    listed = " and ".join(packages)
-    checksums = "\n".join(f"  {checksum}  {package}" for package, checksum in packages.items())
-    (folder / "NOTICE").write_text(NOTICE.format(packages=listed, version=VERSION,
-                                                  checksums=checksums))
     manifest = dict(sha256=sha256(path), rows=len(rows), version=VERSION, packages=packages,
                     counts=dict(counts))
     text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
