@@ -56,6 +56,12 @@ class _OpenTags(HTMLParser):
 
 _WITHOUT_END = {"base", "br", "hr", "img", "input", "link", "meta"}
 
+# %% ../nbs/01c_help_pages.ipynb #3c1a00a1
+_BLOCKS = {"p", "h", "h1", "h2", "h3", "h4", "h5", "h6"} # what holds a text of its own
+
+def _folded(text):
+    return " ".join(text.split())
+
 # %% ../nbs/01c_help_pages.ipynb #3c1a001b
 class _PageParser(_OpenTags):
     "Collects the elements of one page."
@@ -102,11 +108,6 @@ class _PageParser(_OpenTags):
         if name: # without one it is a link to another page, or the title of a box
             self.elements.append(_element(name, text, self.open, self.terms if text else []))
             self.terms = [] if text else self.terms # a picture passes them on
-
-_BLOCKS = {"p", "h", "h1", "h2", "h3", "h4", "h5", "h6"}
-
-def _folded(text):
-    return " ".join(text.split())
 
 # %% ../nbs/01c_help_pages.ipynb #3c1a001d
 _KINDS = [("code", {"code", "codeintable", "smathcode"}), ("related", {"relatedtopics", "related"}),

@@ -49,9 +49,11 @@ def _sections(rows, language):
 
 # %% ../nbs/01d_help_sections.ipynb #3c1b0055
 _PREPOSITION = r"(?:in|on|to|into|from|for|by|with|without|of|at|as|between|through|during|when)"
-_DOING = ("插入 删除 编辑 更改 修改 添加 定义 显示 隐藏 打印 保存 打开 复制 粘贴 移动 选择 设置 创建 "
-          "格式化 转换 更新 导入 导出 调整 排列 排序 计算 启用 停用 关闭 撤消 搜索 替换 应用 分割 合并").split()
+_DOING = ("插入 删除 编辑 更改 修改 添加 定义 显示 隐藏 打印 保存 打开 复制 粘贴 移动 选择 设置 "
+          "创建 格式化 转换 更新 导入 导出 调整 排列 排序 计算 启用 停用 关闭 撤消 搜索 替换 "
+          "应用 分割 合并").split() # what is done comes first: such an entry is in order
 
+# %% ../nbs/01d_help_sections.ipynb #3c1b00a2
 def invert_term(term:str, # of the index, such as "footnotes, inserting"
                ) -> str: # as somebody would ask: "inserting footnotes"
     "Turn an entry of an index round. Rough: some questions come out as nobody would ask them."

@@ -13,7 +13,7 @@ from typing import NamedTuple
 # %% ../nbs/01e_protected.ipynb #3c1c0011
 _WORD = r"(?<![A-Za-z0-9_])(?:{})(?![A-Za-z0-9_])"  # also beside a Chinese character
 _LINK = r"(?:https?|ftps?|file)://[^\s<>()（）「」，。；、]+(?<![.,;:!?'\"])"
-_MAIL = r"[\w.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"
+_MAIL = r"(?<![A-Za-z0-9_.+-])[A-Za-z0-9_.+-]{1,64}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"
 _MARKS = r"(?<=\])\([^\s()]+\)|\*\*|`"
 _PLACES = (r"\$?\{{1,2}[\w. ]*\}{1,2}|\$\[\w+\]|\$\(\w+\)|%\(\w+\)[a-z]|%[A-Z]{3,}|%[sd\d](?!\w)"
            r"|\[%[^\]]+%\]|</?[A-Za-z][\w .=\"/-]*>")
@@ -22,7 +22,8 @@ _PLACES = (r"\$?\{{1,2}[\w. ]*\}{1,2}|\$\[\w+\]|\$\(\w+\)|%\(\w+\)[a-z]|%[A-Z]{3
 _STEP_EN = (r"(?!(?:Choose|Select|Open|Click|Use|See|Under|In|On|From|With|The|Press|Go)\b)"
             r"[A-Z][\w/&'’.()…]*(?: (?:(?:and|or|of|to|the|for|in|by|with|as|from|on|at) )?"
             r"[A-Z&(][\w/&'’.()…]*){0,7}") # a limit, or a long text without a dash takes long
-_STEP_ZH = r"(?:[A-Za-z][\w.]* ){0,5}[A-Za-z0-9]*[\u4e00-\u9fff][^\s，。；：！？、「」『』（）()\"“”]{0,40}"
+_STEP_ZH = (r"(?:[A-Za-z][\w.]* ){0,5}[A-Za-z0-9]*[\u4e00-\u9fff]"
+            r"[^\s，。；：！？、「」『』（）()\"“”]{0,40}")
 _STEP = rf"(?:{_STEP_ZH}|{_STEP_EN})"
 _PATH = rf"(?<![A-Za-z0-9_]){_STEP}(?: (?:-|–|>|▸|→|‣) {_STEP})+"
 _KEY = r"(?:Ctrl|Command|Shift|Alt|Option|F\d\d?)"
@@ -41,7 +42,8 @@ _NAMES = _WORD.format(r"(?:LibreOffice|OpenOffice(?:\.org)?|StarOffice)"
                       r"(?: (?:Writer|Calc|Impress|Draw|Base|Math|Basic|Online))?"
                       r"|Microsoft(?: (?:Office|Word|Excel|PowerPoint|Access|Windows))?"
                       r"|macOS|Linux|Unix|UNIX|Java|JavaScript|Python|Basic|Unicode"
-                      r"|Firefox|Google|GitHub|Home Assistant|Visual Studio Code|TypeScript|Jupyter\w*")
+                      r"|Firefox|Google|GitHub|Home Assistant|Visual Studio Code|TypeScript"
+                      r"|Jupyter\w*")
 _NUMBERS = r"(?<![A-Za-z0-9_.])\d+(?:[.,:]\d+)*(?![A-Za-z0-9_])"
 _KINDS = {"url": rf"{_LINK}|{_MAIL}", "markdown": _MARKS, "placeholder": _PLACES,
           "keys": _KEYS, "code": _CODE, "menu path": _PATH, "name": _NAMES, "number": _NUMBERS}

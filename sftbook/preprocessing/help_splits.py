@@ -43,8 +43,10 @@ def split_help_pages(pairs=None, # see `load_help_pairs`, which is used when Non
         notes += [f"{side}: {counted(len(same - dropped), 'row', 'were')} dropped with the same "
                   f"text in another part, {len(near - dropped - same):,} with nearly the same"]
         dropped |= same | near
-    kept = {name: [i for i, part in enumerate(parts) if part == name and i not in dropped]
-            for name in ("train", "validation", "test")}
+    kept = {"train": [], "validation": [], "test": []}
+    for i, part in enumerate(parts):
+        if i not in dropped:
+            kept[part].append(i)
     splits = DatasetDict({name: pairs.select(rows) for name, rows in kept.items()})
     splits["train"].info.description = "\n".join([pairs.info.description, *notes])
     return splits
