@@ -1,5 +1,6 @@
 """Processes that begin with the large libraries already imported: a server imports them once and
-forks for each. A notebook or a command needs half a second then, where it needed six."""
+forks for each. A notebook or a command needs half a second then, where it needed six. What is
+tested about the start of a process, its signals, pipes or consoles, needs a process of its own."""
 import multiprocessing
 import os
 import sys
@@ -52,3 +53,23 @@ def run(function, *arguments, environment=(), folder="."):
         process.start()
         process.join()
         return Done(process.exitcode, *(file.read_text(errors="replace") for file in files))
+
+
+def _command(words):
+    from sftbook.cli import main
+    main(words)
+
+
+def command(folder, *words):
+    "A command of sftbook, in `folder`."
+    return run(_command, list(map(str, words)), folder=folder)
+
+
+def _code(source, words):
+    sys.argv = ["-c", *words]
+    exec(compile(source, "<code>", "exec"), {"__name__": "__main__"})
+
+
+def code(source, *words, environment=()):
+    "A program, as `python -c` runs it; what it imports of sftbook is imported anew."
+    return run(_code, source, list(map(str, words)), environment=environment)

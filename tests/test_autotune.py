@@ -1,11 +1,10 @@
 "The measured choice of number format and kernel, and word vectors in use, as behaviour."
 import json
-import os
 import shutil
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import forked
 import pytest
 import torch
 from torch import nn
@@ -28,11 +27,13 @@ print(json.dumps(speed_table(init_classifier(sys.argv[1], ["no", "yes"], "cls"))
 
 
 def test_processes_that_start_together_read_one_measurement(tiny_checkpoint, tmp_path):
-    environment = {**os.environ, "SFTBOOK_CACHE": str(tmp_path)}
-    command = [sys.executable, "-c", MEASURE, str(tiny_checkpoint)]
-    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
-               for _ in range(3)]
-    tables = [json.loads(process.communicate()[0]) for process in started]
+    def measured(_):
+        done = forked.code(MEASURE, tiny_checkpoint, environment={"SFTBOOK_CACHE": str(tmp_path)})
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    with ThreadPoolExecutor(3) as threads:
+        tables = list(threads.map(measured, range(3)))
     assert tables[0] and tables[0] == tables[1] == tables[2]
     assert len(list((tmp_path / "speed").glob("*.json"))) == 1
 

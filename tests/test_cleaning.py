@@ -59,13 +59,8 @@ def removed_and_kept(text, edits):
     return [text[a:b] for a, b, _ in edits], [*kept, text[at:]]
 
 
-@CLEANERS
-@given(text=TEXTS)
-@MANY
-def test_characters_out_are_characters_in_and_what_was_counted(cleaner, text):
-    rows, audit = clean_rows(cleaner, Dataset.from_dict({"text": [savable(text)]}))
-    done = cleaner.align(savable(text))
-    assert rows["text"][:] == [done.text]
+def characters_of(done):
+    "How many characters the edits of a text take away, and how many they put there."
     now, removed, added = done.original, 0, 0
     for _, edits in done.changes:
         gone, kept = removed_and_kept(now, edits)
@@ -74,10 +69,23 @@ def test_characters_out_are_characters_in_and_what_was_counted(cleaner, text):
         put = [new for *_, new in edits] + [""]
         now = "".join(k + p for k, p in zip(kept, put))
     assert now == done.text
+    return removed, added
+
+
+@CLEANERS
+@given(texts=st.lists(TEXTS, min_size=4, max_size=4))
+@settings(max_examples=100, deadline=None)  # 400 texts: to make a Dataset takes the longest
+def test_characters_out_are_characters_in_and_what_was_counted(cleaner, texts):
+    texts = list(map(savable, texts))
+    rows, audit = clean_rows(cleaner, Dataset.from_dict({"text": texts}))
+    every = list(map(cleaner.align, texts))
+    assert rows["text"][:] == [done.text for done in every]
+    removed, added = map(sum, zip(*map(characters_of, every)))
     counts = audit.steps.values()
     assert (removed, added) == (sum(n.removed for n in counts), sum(n.added for n in counts))
-    assert audit.characters_in - removed + added == audit.characters_out == len(done.text)
-    assert audit.changed == (done.text != done.original)
+    assert audit.characters_in - removed + added == audit.characters_out
+    assert audit.characters_out == sum(len(done.text) for done in every)
+    assert audit.changed == sum(done.text != done.original for done in every)
 
 
 def savable(text):
@@ -110,11 +118,11 @@ def test_any_span_is_found_again_or_reported(cleaner, text, data):
     "What is left of a span's characters lies within the new span; nothing of it outside."
     first = data.draw(st.integers(0, len(text)))
     last = data.draw(st.integers(first, len(text)))
+    done = cleaner.align(text)
     try:
-        found, lost = move_spans(cleaner.align(text), [(first, last, "X")])
+        found, lost = move_spans(done, [(first, last, "X")])
     except DataError:
         return # nothing that can be seen in it
-    done = cleaner.align(text)
     surface = text[first:last].strip()
     assert len(found) + len(lost) == 1
     places = range(first + len(text[first:last]) - len(text[first:last].lstrip()), last)

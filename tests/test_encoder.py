@@ -6,6 +6,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import forked
+
 from sftbook.core import read_json
 from sftbook.folders import check_manifest
 from sftbook.corpora import checkpoint_path, load_corpus
@@ -65,8 +67,6 @@ def test_the_command_line_fine_tunes_it(tmp_path):
     data = tmp_path / "reviews.csv"
     rows.select_columns(["text", "label"]).to_csv(str(data), index=False)
     options = ["--data", str(data), "--checkpoint", "sftbook-zh", "--epochs", "1"]
-    command = [sys.executable, "-m", "sftbook.cli", "train", *options]
-    command += ["--output", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forked.command(tmp_path, "train", *options, "--output", tmp_path / "run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run" / "model.safetensors").is_file()

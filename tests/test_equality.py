@@ -3,9 +3,7 @@
 Each loop runs in a process of its own: transformers.Trainer leaves its precision in the state that
 accelerate shares.
 """
-import subprocess
-import sys
-
+import forked
 import pytest
 from safetensors.torch import load_file
 
@@ -76,9 +74,8 @@ def weights(tiny_checkpoint, tmp_path_factory):
     "Of each loop, and of ours with one setting a little off."
     folder = tmp_path_factory.mktemp("equality")
     loops = [["theirs"], ["ours", "untrained", "decay", "warm-up", "clipping", "rate"]]
-    base = [sys.executable, "-c", SCRIPT, str(tiny_checkpoint), str(folder)]
-    processes = [subprocess.Popen(base + names) for names in loops]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    done = [forked.code(SCRIPT, tiny_checkpoint, folder, *names) for names in loops]
+    assert [process.returncode for process in done] == [0, 0], done
     return {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
 
 

@@ -3,10 +3,9 @@ import contextlib
 import csv
 import json
 import math
-import subprocess
-import sys
 from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
 from torch import nn
@@ -320,8 +319,8 @@ watchers.on_train_end(TrainingState(step=3))
 
 @pytest.mark.parametrize("asked, drawn", [([], False), (["True"], True), (["False"], False)])
 def test_a_bar_is_quiet_where_its_output_goes_into_a_file(asked, drawn):
-    command = [sys.executable, "-c", PIPED, *asked]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = forked.code(PIPED, *asked)
+    assert done.returncode == 0, done.stderr
     assert done.stdout == "" and ("3/3 steps" in done.stderr) == drawn == bool(done.stderr)
 
 

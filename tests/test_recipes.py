@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import pytest
 from test_cli import BUSINESS, SPORT, good_rows, run, write_csv
 
@@ -107,8 +108,7 @@ def trained(tmp_path_factory, tiny_checkpoint):
              "--validation-size", "0.3", "--class-weights", "--long-texts", "windows",
              "--unlabelled", "more.csv", "--checkpoints", "c", "--epochs", "2",
              "--max-length", "8", "--batch-size", "8"]
-    command = [sys.executable, "-m", "sftbook.cli", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = forked.command(folder, *words)
     assert done.returncode == 0, done.stderr
     return folder, words, done.stdout
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import pandas as pd
 import pytest
 from test_cli import good_rows, names_in, run, write_csv
@@ -22,7 +23,7 @@ def base(tmp_path_factory, tiny_checkpoint):
     "A run, and the file it was trained on."
     folder = tmp_path_factory.mktemp("base")
     write_csv(folder / "data.csv", good_rows())
-    done = command(folder, "train", "--data", "data.csv", "--checkpoint", tiny_checkpoint, "--output", "run", *QUICK)
+    done = forked.command(folder, "train", "--data", "data.csv", "--checkpoint", tiny_checkpoint, "--output", "run", *QUICK)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -183,11 +184,11 @@ def test_a_killed_predict_leaves_whole_rows_and_goes_on(base, tmp_path):
     assert 0 < done < 20_000 and len(pd.read_csv(tmp_path / "out.csv.partial")) >= done
     with open(tmp_path / "out.csv.partial", "ab") as f:
         f.write(b'12,"half a r')  # what a kill in the middle of a line would leave
-    again = command(tmp_path, *words, "out.csv", "--resume")
+    again = forked.command(tmp_path, *words, "out.csv", "--resume")
     assert again.returncode == 0 and "20,000 answers" in again.stdout, again.stderr
     whole = pd.read_csv(tmp_path / "out.csv", dtype=str)
     assert whole["id"].tolist() == [str(i) for i in range(20_000)] and not list(tmp_path.glob("*.partial*"))
-    answer = command(tmp_path, "predict", base / "run", whole["text"][19_999]).stdout.split()[0]
+    answer = forked.command(tmp_path, "predict", base / "run", whole["text"][19_999]).stdout.split()[0]
     assert whole["prediction"][19_999] == answer
 
 

@@ -211,6 +211,10 @@ class Package:
     def plain_texts(self):
         return {}
 
+    @cached_property
+    def links(self):
+        return {}
+
     def reached(self, tree):
         "{(module, name): statements} of all that a tree reaches, directly or not."
         found, waiting = {}, [(origin, name) for origin, name, _ in package_imports(tree)]
@@ -249,7 +253,13 @@ class Package:
         return self.modules[module].definitions[name]
 
     def following(self, module, statement):
-        "What a statement of a module leads to."
+        "What a statement of a module leads to, looked for once and not once a notebook."
+        key = module, id(statement)
+        if key not in self.links:
+            self.links[key] = list(self.find_following(module, statement))
+        return self.links[key]
+
+    def find_following(self, module, statement):
         home = self.modules[module]
         for name in used_names(statement):
             if name in home.definitions:

@@ -93,14 +93,20 @@ def load_metric(name:str, # "accuracy", "f1_macro", ...: a key of `METRICS`
                 **kwargs, # of `evaluate.Metric`, such as num_process
                ): # an `evaluate.Metric`
     "A metric with the interface of evaluate, without network. Raises `ConfigError`."
-    if name not in METRICS and name in _ELSEWHERE:
-        import_module(_ELSEWHERE[name])
+    elsewhere = {name: module for module, names in _ELSEWHERE.items() for name in names.split()}
+    if name not in METRICS and name in elsewhere:
+        import_module(elsewhere[name])
     if name not in METRICS:
         raise ConfigError(f"there is no metric {name!r}", where="load_metric",
-                          remedy=f"known metrics: {', '.join(sorted({*METRICS, *_ELSEWHERE}))}")
+                          remedy=f"known metrics: {', '.join(sorted({*METRICS, *elsewhere}))}")
     return _metric_class()(name, **kwargs)
 
-_ELSEWHERE = {"entity_f1": "sftbook.evaluation.entities"} # metrics that their own chapter registers
+_ELSEWHERE = { # metrics that their own chapter registers
+    "sftbook.evaluation.entities": "entity_f1",
+    "sftbook.evaluation.generation": "bleu chrf rouge1 rouge2 rougeL exact_match token_f1 "
+        "word_accuracy sentence_accuracy character_error_rate",
+    "sftbook.evaluation.retrieval": "retrieval_recall retrieval_precision retrieval_mrr "
+        "retrieval_ndcg retrieval_map"}
 
 # %% ../../nbs/evaluation/05b_metrics.ipynb #7bf6250a
 def _sklearn_metric(function, **settings):

@@ -127,9 +127,10 @@ def at(self:NgramCounts,
        k:int, # order, from 1
        rows:np.ndarray, # (rows, order or more) windows
        continuation:bool=False, # count different left neighbours instead of occurrences
+       found:tuple|None=None, # from `find`, where the windows have been looked up already
       ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # counts of n-gram and context, types after it
     "Counts of windows; 0 for what was never seen."
-    level, (context, gram) = self.levels[k - 1], self.find(k, rows)
+    level, (context, gram) = self.levels[k - 1], found or self.find(k, rows)
     values = level.left if continuation else level.count
     totals = (self.total_left if continuation else self.total)[k - 1]
     count = np.where(gram >= 0, values[gram], 0)
@@ -211,7 +212,8 @@ def back_off(counts:NgramCounts, # of training text
     k = counts.order if k is None else k
     if k == 0:
         return np.full(len(rows), 1/(counts.vocab_size - 1))
-    (c, total, types), (context, _) = counts.at(k, rows), counts.find(k, rows)
+    context, gram = counts.find(k, rows)
+    c, total, types = counts.at(k, rows, found=(context, gram))
     waiting = 1 - _seen_below(counts, discount, k)[context]
     taken = np.where(waiting > 1e-9, discount, 0.) # where every token was seen, nobody waits
     total = np.maximum(total, 1)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pyarrow.compute import binary_join
 from torch import nn
 
 from ..core import quiet
@@ -39,7 +40,7 @@ def letters_key(text:str, # any text
 def review_splits(): # a DatasetDict with train (70 %), validation (10 %) and test (20 %)
     "The Chinese reviews without copies, split by clusters of near-copies."
     rows = load_corpus("zh-reviews")
-    rows = rows.select([i for i, text in enumerate(rows["text"][:]) if len(text) >= 4])
+    rows = rows.select(np.flatnonzero([len(text) >= 4 for text in rows["text"][:]]))
     rows, _ = deduplicate(rows, key=letters_key)
     clusters = duplicate_clusters(rows["text"][:], key=letters_key)
     return split_rows(rows, clusters, validation_size=0.1, test_size=0.2)
@@ -48,8 +49,9 @@ def review_splits(): # a DatasetDict with train (70 %), validation (10 %) and te
 def sentences_of(part:str, # "train", "validation" or "test"
                 ) -> list[str]: # MSRA sentences of that part as texts
     "The sentences of the named-entity corpus without their tags."
-    rows = load_corpus("msra-ner")[:]
-    return ["".join(tokens) for tokens, where in zip(rows["tokens"], rows["part"]) if where == part]
+    rows = load_corpus("msra-ner")
+    texts = binary_join(rows.data.column("tokens"), "").to_pylist() # arrow joins, not Python
+    return [text for text, where in zip(texts, rows["part"][:]) if where == part]
 
 # %% ../../nbs/foundations/14_pretraining.ipynb #14b00004
 def _paragraphs(title, body):
@@ -119,6 +121,26 @@ def _polynomials(values, size, base):
             n += 1
     return hashes
 
+# %% ../../nbs/foundations/14_pretraining.ipynb #14b00011
+def _are_in(values, wanted, bits=None):
+    "Which values stand among the wanted ones. Most do not, and their first bits say so."
+    bits = bits or len(wanted).bit_length() + 5
+    found, shift = np.zeros(len(values), bool), np.uint64(64 - bits)
+    seen = np.zeros(2**bits, bool)
+    seen[wanted >> shift] = True
+    maybe = np.flatnonzero(seen[values >> shift])
+    maybe = maybe[np.argsort(values[maybe])] # neighbours are looked up one after the other: faster
+    wanted = np.append(np.sort(wanted), np.iinfo(np.uint64).max)
+    found[maybe] = wanted[np.searchsorted(wanted, values[maybe])] == values[maybe]
+    return found
+
+# %% ../../nbs/foundations/14_pretraining.ipynb #4c1e70a2
+def _share_ngram(texts, wanted, size):
+    "Whether each text has an n-gram of that size in common with any of the wanted ones."
+    found, (hashes, owner) = np.zeros(len(texts), bool), ngram_hashes(texts, size)
+    found[owner[_are_in(hashes, ngram_hashes(wanted, size)[0])]] = True
+    return found
+
 # %% ../../nbs/foundations/14_pretraining.ipynb #c70bc2f7
 def overlapping(texts:list[str], # to judge
                 others:list[str], # that nothing may be shared with
@@ -128,22 +150,13 @@ def overlapping(texts:list[str], # to judge
     "Find copies and near-copies of the others: equal ones, shared n-grams, short ones held whole."
     texts, others = (list(map(only_letters, some)) for some in (texts, others))
     known = set(others)
-    found = np.array([text in known for text in texts])
-    for n in range(min(shortest, size), size + 1):
-        wanted = [t for t in known if len(t) == n or n == size <= len(t)]
-        hashes, owner = ngram_hashes(texts, n)
-        found[owner[_are_in(hashes, ngram_hashes(wanted, n)[0])]] = True
-    return found
-
-# %% ../../nbs/foundations/14_pretraining.ipynb #14b00011
-def _are_in(values, wanted, bits=26):
-    "Which values stand among the wanted ones. Most do not, and their first bits say so."
-    found, shift = np.zeros(len(values), bool), np.uint64(64 - bits)
-    seen = np.zeros(2**bits, bool)
-    seen[wanted >> shift] = True
-    maybe = np.flatnonzero(seen[values >> shift])
-    wanted = np.append(np.sort(wanted), np.iinfo(np.uint64).max)
-    found[maybe] = wanted[np.searchsorted(wanted, values[maybe])] == values[maybe]
+    found = np.array([text in known for text in texts], dtype=bool)
+    found |= _share_ngram(texts, [t for t in known if len(t) >= size], size)
+    short = [t for t in known if shortest <= len(t) < size]
+    maybe = np.flatnonzero(_share_ngram(texts, [t[:shortest] for t in short], shortest))
+    some = [texts[i] for i in maybe]
+    for n in range(shortest, size):
+        found[maybe] |= _share_ngram(some, [t for t in short if len(t) == n], n)
     return found
 
 # %% ../../nbs/foundations/14_pretraining.ipynb #14b00013
