@@ -90,7 +90,7 @@ _PICTURE = ("\u231a\u231b\u23e9-\u23ec\u23f0\u23f3\u25fd\u25fe\u2614\u2615\u2648
 _TONE, _TAGS = "[\U0001f3fb-\U0001f3ff]", "[\U000e0020-\U000e007e]+\U000e007f"
 _ONE = f"(?:[{_PICTURE}]\ufe0f?|[\u00a9\u00ae\u203c-\u3299]\ufe0f){_TONE}?"
 _EMOJI = (f"[0-9#*]\ufe0f?\u20e3|[\U0001f1e6-\U0001f1ff]{{2}}"
-          f"|{_ONE}(?:{_TAGS}|(?:\u200d(?:{_ONE}|[\u203c-\u3299]\ufe0f?))*+)")
+          f"|{_ONE}(?:{_TAGS}|(?:\u200d(?:{_ONE}|[\u203c-\u3299]\ufe0f?))*)")
 
 # %% ../../nbs/preprocessing/02e_characters.ipynb #c1ea001b
 _SHAPED = "\u0600-\u08ff\u0900-\u109f\u1780-\u18af" # scripts in which joiners shape letters
@@ -148,7 +148,7 @@ _INLINE = set("""a abbr acronym applet area audio b base basefont bdi bdo big bu
 
 # %% ../../nbs/preprocessing/02e_characters.ipynb #c1ea002b
 _MARKUP = re.compile(r"""<(?P<begin>!--)|<[!?][a-zA-Z][^<>]*+>|</?(?P<name>[a-zA-Z][a-zA-Z0-9]*+)
-    (?:[\s/](?:[^<>"']|"[^"<]*+"|'[^'<]*+')*+>|[\s/][^<>]*+>|>)""", re.VERBOSE)
+    (?:[\s/](?:[^<>"']|"[^"<]*+"|'[^'<]*+')*>|[\s/][^<>]*+>|>)""", re.VERBOSE)
 _ENDS = {"!--": "-->", "script": r"</script[^<>]*>", "style": r"</style[^<>]*>"}
 _ENDS = {name: re.compile(end, re.IGNORECASE) for name, end in _ENDS.items()}
 

@@ -101,7 +101,7 @@ def move_spans(cleaned:Cleaned, # of the text that was annotated
 
 # %% ../../nbs/preprocessing/02d_cleaning.ipynb #c1ea0051
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+")
-_SENTENCE = re.compile(r"(?:[^。！？!?.\n]|\.(?!\s|$))*+(?:[。！？!?.\n]++[”’」』）)\"']*+\s*+)?")
+_SENTENCE = re.compile(r"(?:(?!\.(?:\s|$))[^。！？!?\n])*(?:[。！？!?.\n]++[”’」』）)\"']*+\s*+)?")
 
 def _sentences(text, *place):
     return [m.span() for m in _SENTENCE.finditer(text, *place) if m[0]]
