@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-# %% ../nbs/03n_lean_attention.ipynb #903b3d26
+# %% ../nbs/03n_lean_attention.ipynb #b78e2daf
 class _KeepShares(torch.autograd.Function):
     "Attention that keeps its shares once, in the format of the values."
     @staticmethod
@@ -20,14 +20,15 @@ class _KeepShares(torch.autograd.Function):
         dtype = _softmax_dtype(scores)
         scores = scores.to(dtype) if mask is None else scores.to(dtype).add_(mask.to(dtype))
         shares = scores.softmax(-1).to(value.dtype)
-        ctx.save_for_backward(query, key, value, shares)
+        ctx.save_for_backward(shares, query, key, value)
         ctx.scaling = scaling
         return shares @ value
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        query, key, value, shares = ctx.saved_tensors
+        shares, *vectors = ctx.saved_tensors
+        query, key, value = vectors
         grad = grad.contiguous()
         back, dtype = grad @ value.transpose(-2, -1), _softmax_dtype(shares)
         back = torch._softmax_backward_data(back.to(dtype), shares.to(dtype), -1, dtype)
@@ -35,12 +36,13 @@ class _KeepShares(torch.autograd.Function):
         return ((back @ key).mul_(ctx.scaling), back.transpose(-2, -1) @ query,
                 shares.transpose(-2, -1) @ grad, None, None)
 
-# %% ../nbs/03n_lean_attention.ipynb #9b41115f
+# %% ../nbs/03n_lean_attention.ipynb #a656b194
 def _softmax_dtype(shares):
     "The format in which softmax of such rows is fast."
-    return torch.float32 if shares.shape[-1] < 64 and shares.dtype == torch.bfloat16 else shares.dtype
+    short = shares.shape[-1] < 64 and shares.dtype == torch.bfloat16
+    return torch.float32 if short else shares.dtype
 
-# %% ../nbs/03n_lean_attention.ipynb #e69f9d3d
+# %% ../nbs/03n_lean_attention.ipynb #c6770021
 def lean_attention(module:nn.Module, # a layer of attention
                    query:torch.Tensor, # (batch, heads, queries, size of a head)
                    key:torch.Tensor, # (batch, heads or a part of them, keys, size of a head)
@@ -63,7 +65,7 @@ def lean_attention(module:nn.Module, # a layer of attention
             out = _KeepShares.apply(query, key, value, attention_mask, scaling)
     return out.transpose(1, 2).contiguous(), None
 
-# %% ../nbs/03n_lean_attention.ipynb #9a4e96e0
+# %% ../nbs/03n_lean_attention.ipynb #f8c76ce7
 def register_lean_attention(): # makes `model.set_attn_implementation("lean")` possible
     "Make `lean_attention` known to transformers, with a mask that is added to the scores."
     from transformers import AttentionInterface
