@@ -350,10 +350,10 @@ def _report_answers(answered, o):
     if o.output:
         print(f"{counted(answered.rows, 'answer')} in {o.output}")
 
-# %% ../nbs/08_cli.ipynb #23b566db
-if __name__ == "__main__" and "__file__" in globals():
-    main()
-
 # %% ../nbs/08_cli.ipynb #2a9b7d65
 app.command(cls=Command, epilog="sftbook doctor minilm")(doctor)
 app.command(cls=Command, epilog="sftbook export runs/a --data june.csv --output runs/small")(export)
+
+# %% ../nbs/08_cli.ipynb #23b566db
+if __name__ == "__main__" and "__file__" in globals():
+    main()
