@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['doctor']
 
-# %% ../nbs/07g_doctor.ipynb #ad3ce748
+# %% ../nbs/07g_doctor.ipynb #0a29780d
 import shutil
 import sys
+import textwrap
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-# %% ../nbs/07g_doctor.ipynb #b5510770
+# %% ../nbs/07g_doctor.ipynb #42415acd
 def _say_places():
     "Where fetched things are kept, how much room there is, and whether the hub can be reached."
     from sftbook.core import cache_dir, hub_is_reachable
@@ -21,7 +22,8 @@ def _say_places():
     folder = cache_dir()
     free = shutil.disk_usage(folder).free/2**30
     there = [name for name, corpus in REGISTRY.items() if corpus_folder(corpus).is_dir()]
-    print(f"cache: {folder}, {free:,.0f} GiB free\nfetched: {', '.join(there) or 'nothing'}")
+    print(f"cache: {folder}, {free:,.0f} GiB free")
+    print(textwrap.fill(f"fetched: {', '.join(there) or 'nothing'}", 80))
     print(f"hub of checkpoints: {'can' if hub_is_reachable() else 'cannot'} be reached")
 
 # %% ../nbs/07g_doctor.ipynb #dc847dcb

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['thin_layers', 'neuron_importance', 'prune_neurons', 'DistilledClassification', 'add_scores']
 
-# %% ../../nbs/practice/32_compression.ipynb #e35428a6
+# %% ../../nbs/practice/32_compression.ipynb #af996d24
 import copy
 from dataclasses import dataclass
 
@@ -14,7 +14,6 @@ from torch import nn
 
 from ..core import ConfigError
 from ..model import mean_layers
-from ..preprocessing.encoding import length_batches
 from ..tasks.protocol import infer_rows, Task
 from ..tasks.text_classification import TextClassification
 
@@ -40,26 +39,23 @@ def _bert_layers(model):
                           remedy="use a model of the kind BERT, RoBERTa or ELECTRA")
     return layers
 
-# %% ../../nbs/practice/32_compression.ipynb #4d32354a
+# %% ../../nbs/practice/32_compression.ipynb #a71d0278
 def neuron_importance(task:Task, # says how rows are read
                       model:nn.Module, # built as BERT is
                       rows, # some that the model is meant for
                      ) -> list[torch.Tensor]: # (neurons,) of each layer
-    "How much each neuron of the feed-forward parts adds to a token, on average."
-    layers = _bert_layers(model)
-    sums, count = [0.]*len(layers), 0
-    def watch(i):
-        return lambda module, inputs: sums.__setitem__(
-            i, sums[i] + inputs[0].abs().flatten(0, -2).sum(0))
-    hooks = [layer.output.dense.register_forward_pre_hook(watch(i))
-             for i, layer in enumerate(layers)]
+    "How much each neuron of the feed-forward parts adds, over all tokens of the rows."
+    columns = [layer.output.dense for layer in _bert_layers(model)]
+    sums = {id(linear): torch.zeros(linear.in_features) for linear in columns}
+    def watch(linear, inputs):
+        sums[id(linear)] += inputs[0].abs().flatten(0, -2).sum(0)
+    hooks = [linear.register_forward_pre_hook(watch) for linear in columns]
     try:
-        count = len(infer_rows(task, model, rows, lambda outputs: [1]*len(outputs)))
+        infer_rows(task, model, rows, list)
     finally:
         for hook in hooks:
             hook.remove()
-    return [total/count*layer.output.dense.weight.detach().norm(dim=0)
-            for total, layer in zip(sums, layers)]
+    return [sums[id(linear)]*linear.weight.detach().norm(dim=0) for linear in columns]
 
 # %% ../../nbs/practice/32_compression.ipynb #d7b2ddae
 def prune_neurons(model:nn.Module, # built as BERT is
