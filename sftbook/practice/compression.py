@@ -83,7 +83,7 @@ def _take(linear, stay, rows):
         linear.bias = nn.Parameter(linear.bias[stay])
     linear.out_features, linear.in_features = linear.weight.shape
 
-# %% ../../nbs/practice/32_compression.ipynb #cc788719
+# %% ../../nbs/practice/32_compression.ipynb #0f7abf98
 @dataclass
 class DistilledClassification(TextClassification):
     "Classification learnt from a teacher: rows have `text` and `scores`, and need no label."
@@ -97,8 +97,7 @@ class DistilledClassification(TextClassification):
         return features
 
     def collate(self, features):
-        plain = [{k: v for k, v in f.items() if k not in ("scores", "labels")} for f in features]
-        batch = super().collate(plain)
+        batch = super().collate([_without_targets(feature) for feature in features])
         if "scores" in features[0]:
             batch["scores"] = torch.tensor([f["scores"] for f in features])
         return batch
@@ -109,6 +108,11 @@ class DistilledClassification(TextClassification):
         wanted = (batch["scores"]/self.temperature).log_softmax(-1)
         apart = nn.functional.kl_div(said, wanted, reduction="sum", log_target=True)
         return self.temperature**2*apart, len(said)
+
+# %% ../../nbs/practice/32_compression.ipynb #f1513e0f
+def _without_targets(feature):
+    "What the model reads."
+    return {k: v for k, v in feature.items() if k not in ("scores", "labels")}
 
 # %% ../../nbs/practice/32_compression.ipynb #a22b01ba
 def add_scores(task:TextClassification, # of the teacher
