@@ -20,14 +20,14 @@ from .core import ConfigError
 from .run_options import use_device
 from .terminal import Device, option
 
-# %% ../nbs/07i_serve_command.ipynb #60a23709
+# %% ../nbs/07i_serve_command.ipynb #7160cb57
 Runs = Annotated[list[str], typer.Argument(help="folders of saved runs, or NAME=FOLDER")]
 Host = Annotated[str, option("Address", "who can ask: 127.0.0.1 this machine, 0.0.0.0 all")]
 Port = Annotated[int, option("Address", "0 takes a free one", min=0, max=65_535)]
 Size = Annotated[int, option("Batches", "rows that the model reads at once, at most", min=1)]
 Delay = Annotated[float, option("Batches", "milliseconds that a row waits for others", min=0.)]
-Queue = Annotated[int, option("Batches", "rows that may wait; more are told to come later", min=1)]
-Threads = Annotated[Optional[int], option("Speed", "of each model; all cores when not given", min=1)]
+Queue = Annotated[int, option("Batches", "rows that may wait; more must come later", min=1)]
+Threads = Annotated[Optional[int], option("Speed", "of each model; all cores if not given", min=1)]
 
 # %% ../nbs/07i_serve_command.ipynb #c28c17e3
 MaxBytes = Annotated[int, option("Requests", "bytes of a body, at most", min=1)]

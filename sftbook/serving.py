@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ServiceMetrics', 'Service', 'error_response', 'create_app', 'run_service']
 
-# %% ../nbs/07_serving.ipynb #3c9e78a9
+# %% ../nbs/07_serving.ipynb #f5297615
 import asyncio
 import contextlib
 import json
@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from .batching import BatchLost, QueueFull, TooLate, WorkerClosed
+from .batching import BatchLost, QueueFull, TooLate
 from .core import CheckpointError, SftbookError
 from .messages import (
     instances_answer, InvalidRequest, model_metadata, read_body, read_instances, read_tensor,
@@ -184,7 +184,7 @@ async def _parsed(body, read, limits):
         return said, read(said, limits)
     return await asyncio.to_thread(parse) if len(body) > 2**16 else parse()
 
-# %% ../nbs/07_serving.ipynb #baa5cd4a
+# %% ../nbs/07_serving.ipynb #d491da0d
 class _Routes:
     "What is done for each address."
     def __init__(self, service):
@@ -198,7 +198,7 @@ class _Routes:
 
     async def is_ready(self):
         ready = self.service.ready
-        return _json(dict(ready=ready), 200 if ready else 503, **{} if ready else {"retry_after": 1})
+        return _json(dict(ready=ready), 200 if ready else 503)
 
     async def metrics(self):
         return Response(self.service.metrics.text(), media_type="text/plain; version=0.0.4")
