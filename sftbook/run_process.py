@@ -102,7 +102,7 @@ def keep_run(folder:str|Path, # of a saved run
     home = Path(tempfile.mkdtemp(prefix="sftbook-served-"))
     return Path(shutil.copytree(folder, home/"run", copy_function=_link_or_copy))
 
-# %% ../nbs/07f_run_process.ipynb #6e9f9759
+# %% ../nbs/07f_run_process.ipynb #99178219
 class RunProcess:
     """A saved run in a process of its own; it is started again when it ends. Raises `ModelRefused`
     when the run cannot be loaded or does not pass its checks."""
@@ -113,7 +113,7 @@ class RunProcess:
                  *,
                  threads:int|None=None, # for the model; as many as there are cores when None
                  device:str|None=None, # such as "cuda"; the CPU when None
-                 patience:float=120., # seconds for one batch, and for the start of a process
+                 patience:float=120., # seconds for one batch; five times as many for a start
                 ):
         self.folder, self.patience, self.restarts = keep_run(folder), patience, 0
         self._options, self._closing = (threads, device), threading.Event()
@@ -174,7 +174,7 @@ class RunProcess:
         self._process.start()
         there.close()
         try:
-            said = _receive(here) if here.poll(self.patience) else {}
+            said = _receive(here) if here.poll(5*self.patience) else {}
         except (EOFError, OSError):
             said = {}
         if "facts" not in said:
