@@ -118,7 +118,26 @@ def answer_each(answer:Callable, # rows -> as many answers
     half = len(rows)//2
     return [*answer_each(answer, rows[:half]), *answer_each(answer, rows[half:])]
 
-# %% ../nbs/07c_batching.ipynb #ecb7ed3e
+# %% ../nbs/07c_batching.ipynb #dd1050c9
+def _split_due(waiting, rules, now, closed=False):
+    "The batch that shall start now, nothing if none is due; and those who go on waiting."
+    waiting = _without_dead(waiting, now)
+    if not waiting or not closed and now < starts_at(waiting, rules):
+        return [], waiting
+    chosen = set(map(id, choose_batch(waiting, rules)))
+    batch = [w for w in waiting if id(w) in chosen]
+    return batch, [w for w in waiting if id(w) not in chosen]
+
+# %% ../nbs/07c_batching.ipynb #536ffaf2
+def _with_room(waiting, new, most, now):
+    "Those that wait, and the new ones. Raises `QueueFull`."
+    if len(waiting) + len(new) > most:
+        waiting = _without_dead(waiting, now)
+    if len(waiting) + len(new) > most:
+        raise QueueFull(f"{len(waiting):,} rows wait already", remedy="try again later")
+    return waiting + new
+
+# %% ../nbs/07c_batching.ipynb #90a89564
 class BatchQueue:
     "Rows that wait; whoever has rows submits them, and one worker takes them in batches."
     def __init__(self, rules=BatchRules(), length=len):
@@ -138,11 +157,7 @@ class BatchQueue:
         with self._changed:
             if not self.open:
                 raise WorkerClosed("this worker takes no more rows", remedy="try again")
-            if len(self) + len(new) > self.rules.queue:
-                self._waiting = _without_dead(self._waiting, now)
-            if len(self) + len(new) > self.rules.queue:
-                raise QueueFull(f"{len(self):,} rows wait already", remedy="try again later")
-            self._waiting += new
+            self._waiting = _with_room(self._waiting, new, self.rules.queue, now)
             self._changed.notify_all()
         return [w.answer for w in new]
 
@@ -164,16 +179,11 @@ class BatchQueue:
 
     def _due(self):
         "The batch that shall start now, taken out of the queue; nothing if none is due."
-        now = time.monotonic()
-        self._waiting = _without_dead(self._waiting, now)
-        if not self._waiting or self.open and now < starts_at(self._waiting, self.rules):
-            return []
-        chosen = set(map(id, choose_batch(self._waiting, self.rules)))
-        batch = [w for w in self._waiting if id(w) in chosen]
-        self._waiting = [w for w in self._waiting if id(w) not in chosen]
+        now, closed = time.monotonic(), not self.open
+        batch, self._waiting = _split_due(self._waiting, self.rules, now, closed)
         return [w for w in batch if w.answer.set_running_or_notify_cancel()]
 
-# %% ../nbs/07c_batching.ipynb #9cf2619c
+# %% ../nbs/07c_batching.ipynb #af625aac
 class Batcher(BatchQueue):
     "A thread that owns a model and answers what is submitted, in batches."
     def __init__(self,
@@ -207,7 +217,8 @@ class Batcher(BatchQueue):
             self.busy_since = start = time.monotonic()
             answers = answer_each(self.answer, [w.row for w in batch])
             self.busy_since, seconds = None, time.monotonic() - start
-            self.seconds_a_row += 0.2*(seconds/len(batch) - self.seconds_a_row)
+            if not isinstance(answers[0], BatchLost): # that says nothing about speed
+                self.seconds_a_row += 0.2*(seconds/len(batch) - self.seconds_a_row)
             for w, answer in zip(batch, answers):
                 failed = isinstance(answer, BaseException)
                 _settle(w.answer, answer, answer if failed else None)

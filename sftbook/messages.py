@@ -36,7 +36,7 @@ def read_body(body:bytes, # of a request
                              remedy='send such as {"instances": ["a text"]}')
     return said
 
-# %% ../nbs/07h_messages.ipynb #ee073670
+# %% ../nbs/07h_messages.ipynb #9a50de0d
 def _checked_rows(rows, field, limits):
     "Rows, if there are some and not too many."
     if not rows:
@@ -46,6 +46,7 @@ def _checked_rows(rows, field, limits):
                               remedy="send several requests")
     return rows
 
+# %% ../nbs/07h_messages.ipynb #bde1cefb
 def read_instances(said:dict, # the body
                    limits:ServiceLimits=ServiceLimits(), # what a request may be
                   ) -> list: # rows
@@ -58,13 +59,14 @@ def read_instances(said:dict, # the body
         raise InvalidRequest(what, where="instances", remedy='give such as ["a text", "another"]')
     return _checked_rows(rows, "instances", limits)
 
-# %% ../nbs/07h_messages.ipynb #4da45542
+# %% ../nbs/07h_messages.ipynb #3935db9c
 def _too_long(row, most):
     size = len(row) if isinstance(row, (str, list)) else 0
     if isinstance(row, list):
         size = sum(len(token) for token in row if isinstance(token, str)) + size
     return size > most
 
+# %% ../nbs/07h_messages.ipynb #02e6fd3c
 def _problem(model, row, most):
     try:
         return model.problem(row, most)
@@ -91,7 +93,7 @@ def instances_answer(model, # a `ServedModel`
     "The answer in the short form."
     return dict(model=model.name, version=model.facts.version, predictions=answers)
 
-# %% ../nbs/07h_messages.ipynb #0726cdf1
+# %% ../nbs/07h_messages.ipynb #67a81e4b
 def tensor_names(facts, # of a model
                 ) -> list[dict]: # of its outputs
     "What the long form says of the answers of a model."
@@ -100,6 +102,7 @@ def tensor_names(facts, # of a model
         names.append(dict(name="probabilities", datatype="FP32", shape=[-1, len(facts.labels)]))
     return [*names, dict(name="problem", datatype="BYTES", shape=[-1])]
 
+# %% ../nbs/07h_messages.ipynb #1aafc90a
 def model_metadata(model, # a `ServedModel`
                   ) -> dict: # for JSON
     "What the long form says of a model."
@@ -107,7 +110,7 @@ def model_metadata(model, # a `ServedModel`
                 inputs=[dict(name="text", datatype="BYTES", shape=[-1])],
                 outputs=tensor_names(model.facts))
 
-# %% ../nbs/07h_messages.ipynb #b4df7ad1
+# %% ../nbs/07h_messages.ipynb #a5f4e100
 def _only_input(said):
     "The one tensor that a request holds."
     inputs = said.get("inputs")
@@ -116,24 +119,23 @@ def _only_input(said):
                              remedy="GET /v2/models/NAME says which")
     return inputs[0]
 
+# %% ../nbs/07h_messages.ipynb #2afae073
 def read_tensor(said:dict, # the body
                 limits:ServiceLimits=ServiceLimits(), # what a request may be
                ) -> list: # rows
     "Rows of the long form. Raises `InvalidRequest`, `RequestTooLarge`."
     tensor = _only_input(said)
     data, shape = tensor.get("data"), tensor.get("shape")
+    n = len(data) if isinstance(data, list) else 0
     wrong = [("datatype", "this must be BYTES", tensor.get("datatype") != "BYTES"),
              ("data", "this must be a flat list of texts", not isinstance(data, list)),
-             ("shape", "this must be [rows]", not isinstance(shape, list))]
+             ("shape", f"this must be [{n}]", shape not in ([n], [n, 1]))]
     for field, what, is_wrong in wrong:
         if is_wrong:
             raise InvalidRequest(what, where=f"inputs[0].{field}", remedy="see GET /v2/models/NAME")
-    if shape not in ([len(data)], [len(data), 1]):
-        raise InvalidRequest(f"there are {len(data):,} values", where="inputs[0].shape",
-                             remedy=f"say [{len(data)}]")
     return _checked_rows(data, "inputs[0].data", limits)
 
-# %% ../nbs/07h_messages.ipynb #22e3bd2c
+# %% ../nbs/07h_messages.ipynb #3f1d1caa
 def _as_bytes(value):
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -144,6 +146,7 @@ def _column(name, answers, labels):
         return [row.get(label, 0.) for row in each for label in labels]
     return [_as_bytes(answer.get(name, "")) for answer in answers]
 
+# %% ../nbs/07h_messages.ipynb #d32a0ba8
 def _wanted_outputs(said):
     "Names of the tensors that a client asks for; None: all."
     outputs = said.get("outputs")
@@ -155,21 +158,19 @@ def _wanted_outputs(said):
         raise InvalidRequest("this must be a list of objects with a name", where="outputs",
                              remedy="leave it out, and all come") from None
 
-# %% ../nbs/07h_messages.ipynb #8e07cc07
+# %% ../nbs/07h_messages.ipynb #d8fac1b1
 def tensors_answer(model, # a `ServedModel`
                    answers:list[dict], # of each row: a message, or `problem`
                    said:dict, # the request
                   ) -> dict: # for JSON
     "The answer in the long form. Raises `InvalidRequest`."
     wanted, outputs = _wanted_outputs(said), []
-    has_problem = any("problem" in answer for answer in answers)
-    has_scores = any("probabilities" in answer for answer in answers)
-    there = dict(prediction=True, probabilities=has_scores, problem=has_problem)
+    if wanted is None:
+        wanted = {"prediction", *(name for answer in answers for name in answer)}
     for tensor in tensor_names(model.facts):
-        name = tensor["name"]
-        if there[name] if wanted is None else name in wanted:
+        if tensor["name"] in wanted:
             shape = [len(answers), *tensor["shape"][1:]]
-            data = _column(name, answers, model.facts.labels)
+            data = _column(tensor["name"], answers, model.facts.labels)
             outputs.append(tensor | dict(shape=shape, data=data))
     named = dict(model_name=model.name, model_version=model.facts.version, outputs=outputs)
     return named | ({"id": said["id"]} if isinstance(said.get("id"), str) else {})

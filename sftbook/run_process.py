@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['keep_run', 'RunProcess']
 
-# %% ../nbs/07f_run_process.ipynb #fc314d30
+# %% ../nbs/07f_run_process.ipynb #418a332c
 import json
 import multiprocessing
 import os
@@ -15,6 +15,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from multiprocessing.connection import wait
@@ -60,7 +61,7 @@ def _load_here(folder, before, checks, threads, device):
     except Exception as e: # a library's, such as a device that is not there
         return None, dict(refused=f"{type(e).__name__}: {e}", remedy="look at the run")
 
-# %% ../nbs/07f_run_process.ipynb #64161fbd
+# %% ../nbs/07f_run_process.ipynb #7b892674
 def _answers(loaded, rows):
     "What is sent back for a batch."
     try:
@@ -68,6 +69,7 @@ def _answers(loaded, rows):
     except Exception as e: # of its text nothing is told: it may hold the row
         return dict(failed=type(e).__name__)
 
+# %% ../nbs/07f_run_process.ipynb #2f6ffa33
 def _serve(pipe, *arguments):
     "All that the process does."
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -81,7 +83,7 @@ def _serve(pipe, *arguments):
     except (EOFError, OSError): # the service has gone
         pass
 
-# %% ../nbs/07f_run_process.ipynb #086451dc
+# %% ../nbs/07f_run_process.ipynb #b87a86f8
 def _link_or_copy(source, target):
     "A second name for weights, which are written once; a copy of everything else."
     if str(source).endswith(".safetensors"):
@@ -91,6 +93,7 @@ def _link_or_copy(source, target):
             pass
     return shutil.copy2(source, target)
 
+# %% ../nbs/07f_run_process.ipynb #fd14e9d5
 def keep_run(folder:str|Path, # of a saved run
             ) -> Path: # a folder that stays as it is; remove its parent when it is not needed
     "Keep a run as it is now. Raises `CheckpointError`."
@@ -102,33 +105,16 @@ def keep_run(folder:str|Path, # of a saved run
     home = Path(tempfile.mkdtemp(prefix="sftbook-served-"))
     return Path(shutil.copytree(folder, home/"run", copy_function=_link_or_copy))
 
-# %% ../nbs/07f_run_process.ipynb #99178219
-class RunProcess:
-    """A saved run in a process of its own; it is started again when it ends. Raises `ModelRefused`
-    when the run cannot be loaded or does not pass its checks."""
-    def __init__(self,
-                 folder:str|Path, # of a saved run
-                 before:ModelFacts|None=None, # of the model that it replaces
-                 checks:list[Callable]=(), # functions of a module, see `model_problems`
-                 *,
-                 threads:int|None=None, # for the model; as many as there are cores when None
-                 device:str|None=None, # such as "cuda"; the CPU when None
-                 patience:float=120., # seconds for one batch; five times as many for a start
-                ):
-        self.folder, self.patience, self.restarts = keep_run(folder), patience, 0
-        self._options, self._closing = (threads, device), threading.Event()
+# %% ../nbs/07f_run_process.ipynb #301735be
+class _Channel:
+    "The pipe to a process that may end at any time, and be replaced by another."
+    def __init__(self, patience):
+        self.patience, self._closing = patience, threading.Event()
         self._pipe, self._changed = None, threading.Condition()
-        weakref.finalize(self, shutil.rmtree, self.folder.parent, ignore_errors=True)
-        self.facts = self._start(before, list(checks))
-        threading.Thread(target=self._watch, daemon=True, name="sftbook-watcher").start()
 
     @property
     def alive(self) -> bool: # whether a batch would be read now
         return self._pipe is not None
-
-    @property
-    def pid(self) -> int: # number of the process
-        return self._process.pid
 
     def answer(self, rows:list) -> list[dict]: # messages
         "Answer one batch. Raises `BatchLost` when the process ended before it had."
@@ -143,6 +129,83 @@ class RunProcess:
             raise RuntimeError(reply["failed"])
         return reply["answers"]
 
+    def _ask(self, pipe, rows):
+        "What the process says; None when it has ended."
+        with suppress(EOFError, OSError):
+            _send(pipe, rows)
+            if pipe.poll(self.patience):
+                return _receive(pipe)
+            self._process.kill() # it hangs
+        self._set_pipe(None, instead_of=pipe)
+
+    def _set_pipe(self, new, instead_of):
+        "Use another pipe, if it is still the old one that is used, and close that."
+        with self._changed:
+            if self._pipe is instead_of:
+                self._pipe = new
+                self._changed.notify_all()
+        if instead_of:
+            instead_of.close()
+
+# %% ../nbs/07f_run_process.ipynb #318625a5
+class _Starting(_Channel):
+    "Starts a process for the run in `self.folder`."
+    def _start(self, before=None, checks=()):
+        "Start one, and wait until it has loaded the run. The facts of its model."
+        here, there = _processes().Pipe()
+        arguments = there, self.folder, before, checks, *self._options
+        self._process = _processes().Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        there.close()
+        weakref.finalize(self, here.close) # at the latest when Python ends, so that it ends, too
+        said = self._first_message(here)
+        if "facts" not in said:
+            self._process.kill()
+            raise ModelRefused(said.get("refused", "it ended while it was loaded"),
+                               remedy=said.get("remedy", "look at its memory"))
+        self._set_pipe(here, instead_of=None)
+        return ModelFacts(**said["facts"])
+
+    def _first_message(self, pipe):
+        with suppress(EOFError, OSError):
+            if pipe.poll(5*self.patience):
+                return _receive(pipe)
+        return {}
+
+    def _start_again(self):
+        "Try until it works, at longer and longer intervals."
+        pause = 0.
+        while not self._closing.wait(pause):
+            with suppress(ModelRefused, OSError):
+                self._start()
+                break
+            pause = min(30., max(1., 2*pause))
+        if self._closing.is_set():
+            self._process.kill()
+
+# %% ../nbs/07f_run_process.ipynb #5838a99a
+class RunProcess(_Starting):
+    """A saved run in a process of its own; it is started again when it ends. Raises `ModelRefused`
+    when the run cannot be loaded or does not pass its checks."""
+    def __init__(self,
+                 folder:str|Path, # of a saved run
+                 before:ModelFacts|None=None, # of the model that it replaces
+                 checks:list[Callable]=(), # functions of a module, see `model_problems`
+                 *,
+                 threads:int|None=None, # for the model; as many as there are cores when None
+                 device:str|None=None, # such as "cuda"; the CPU when None
+                 patience:float=120., # seconds for one batch; five times as many for a start
+                ):
+        super().__init__(patience)
+        self.folder, self.restarts, self._options = keep_run(folder), 0, (threads, device)
+        weakref.finalize(self, shutil.rmtree, self.folder.parent, ignore_errors=True)
+        self.facts = self._start(before, list(checks))
+        threading.Thread(target=self._watch, daemon=True, name="sftbook-watcher").start()
+
+    @property
+    def pid(self) -> int: # number of the process
+        return self._process.pid
+
     def close(self) -> None:
         "End the process for good."
         self._closing.set()
@@ -150,62 +213,13 @@ class RunProcess:
         with self._changed:
             self._changed.notify_all()
 
-    def _ask(self, pipe, rows):
-        "What the process says; None when it has ended."
-        try:
-            _send(pipe, rows)
-            if pipe.poll(self.patience):
-                return _receive(pipe)
-            self._process.kill() # it hangs
-        except (EOFError, OSError):
-            pass
-        self._lost(pipe)
-
-    def _lost(self, pipe):
-        with self._changed:
-            if self._pipe is pipe:
-                self._pipe = None
-
-    def _start(self, before=None, checks=()):
-        "Start a process, and wait until it has loaded the run. The facts of its model."
-        here, there = _processes().Pipe()
-        arguments = there, self.folder, before, checks, *self._options
-        self._process = _processes().Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
-        there.close()
-        try:
-            said = _receive(here) if here.poll(5*self.patience) else {}
-        except (EOFError, OSError):
-            said = {}
-        if "facts" not in said:
-            self._process.kill()
-            raise ModelRefused(said.get("refused", "it ended while it was loaded"),
-                               remedy=said.get("remedy", "look at its memory"))
-        with self._changed:
-            self._pipe = here
-            self._changed.notify_all()
-        weakref.finalize(self, here.close) # at the latest when Python ends, so that it ends, too
-        return ModelFacts(**said["facts"])
-
     def _watch(self):
         "Start the process again when it has ended, until it is closed."
         while True:
             pipe = self._pipe
             wait([self._process.sentinel])
-            self._lost(pipe)
+            self._set_pipe(None, instead_of=pipe)
             if self._closing.is_set():
                 return shutil.rmtree(self.folder.parent, ignore_errors=True)
             self.restarts += 1
             self._start_again()
-
-    def _start_again(self):
-        "Try until it works, at longer and longer intervals."
-        pause = 0.
-        while not self._closing.wait(pause):
-            try:
-                self._start()
-                break
-            except (ModelRefused, OSError):
-                pause = min(30., max(1., 2*pause))
-        if self._closing.is_set():
-            self._process.kill()

@@ -67,14 +67,15 @@ def log_to_stderr() -> None:
         logging.getLogger(name).handlers = [handler]
     logging.getLogger("sftbook.service").setLevel("INFO")
 
-# %% ../nbs/07i_serve_command.ipynb #92f01d44
+# %% ../nbs/07i_serve_command.ipynb #38e8335a
 def _service(o):
     "The service for these options; its models are loaded."
     from sftbook.batching import BatchRules
     from sftbook.run_process import RunProcess
     from sftbook.served_models import ModelStore, named_folders
     from sftbook.service_limits import read_keys, ServiceLimits
-    from sftbook.serving import Service, ServiceMetrics
+    from sftbook.service_metrics import ServiceMetrics
+    from sftbook.serving import Service
     rules = BatchRules(o.batch_size, o.delay/1000, o.queue)
     limits = ServiceLimits(o.max_bytes, o.max_rows, o.max_characters, o.seconds, o.rate)
     load, metrics = partial(RunProcess, threads=o.threads, device=o.device), ServiceMetrics()

@@ -154,11 +154,29 @@ class ServedModel:
         self.loaded.close()
         return answered
 
-# %% ../nbs/07d_served_models.ipynb #5c981989
+# %% ../nbs/07d_served_models.ipynb #a0962dff
 class NoSuchModel(SftbookError):
     "Nothing is served under this name."
 
-class ModelStore:
+class _Models:
+    "Models by their names."
+    def __iter__(self): # the models, in the order of their names
+        return iter([self._models[name] for name in sorted(self._models)])
+
+    def __getitem__(self, name) -> ServedModel: # raises `NoSuchModel`
+        if name not in self._models:
+            raise NoSuchModel("there is no such model", where=str(name)[:80],
+                              remedy="GET /v1/models lists them")
+        return self._models[name]
+
+    def stop(self, seconds:float|None=None) -> bool: # whether all has been answered
+        "Answer what waits, then end all workers."
+        for model in self:
+            model.batcher.close()
+        return all([model.stop(seconds) for model in self])
+
+# %% ../nbs/07d_served_models.ipynb #f220dfba
+class ModelStore(_Models):
     "The models that are served, each under its name."
     def __init__(self,
                  folders:dict[str, str|Path], # name -> folder of a saved run
@@ -172,15 +190,6 @@ class ModelStore:
         self.load = load
         self._lock, self._replacing = threading.Lock(), threading.Lock()
         self._models = {name: self._loaded(name) for name in self.folders}
-
-    def __iter__(self): # the models, in the order of their names
-        return iter([self._models[name] for name in sorted(self._models)])
-
-    def __getitem__(self, name) -> ServedModel: # raises `NoSuchModel`
-        if name not in self._models:
-            raise NoSuchModel("there is no such model", where=str(name)[:80],
-                              remedy="GET /v1/models lists them")
-        return self._models[name]
 
     def submit(self, name, rows, deadline=math.inf): # futures, one a row; see `Batcher.submit`
         "Queue rows for the model that has this name now."
@@ -197,12 +206,6 @@ class ModelStore:
             old.batcher.close()
             threading.Thread(target=old.stop, daemon=True).start()
             return new
-
-    def stop(self, seconds:float|None=None) -> bool: # whether all has been answered
-        "Answer what waits, then end all workers."
-        for model in self:
-            model.batcher.close()
-        return all([model.stop(seconds) for model in self])
 
     def _loaded(self, name, before=None):
         loaded = self.load(self.folders[name], before, self.checks)

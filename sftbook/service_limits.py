@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPEN', 'CLIENT_LEFT', 'error_body', 'KeyRing', 'read_keys', 'TokenBucket', 'RateLimits', 'ServiceLimits', 'Guard']
 
-# %% ../nbs/07e_service_limits.ipynb #a15ac98f
+# %% ../nbs/07e_service_limits.ipynb #1c2c3879
 import asyncio
 import hashlib
 import hmac
@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 
 from .core import ConfigError
@@ -184,7 +185,7 @@ OPEN = frozenset(["/", "/livez", "/readyz", "/openapi.json", "/v2/health/live",
 
 _log = logging.getLogger("sftbook.service")
 
-# %% ../nbs/07e_service_limits.ipynb #2cdf39f9
+# %% ../nbs/07e_service_limits.ipynb #68c4aaf6
 CLIENT_LEFT = 499 # what is noted where nobody was left to be answered; nginx says so, too
 
 class _Answer:
@@ -199,11 +200,16 @@ class _Answer:
             self.complete = True
         await self.send(message)
 
-# %% ../nbs/07e_service_limits.ipynb #46b448e0
+def _log_request(scope, status, seconds):
+    path = ascii(scope["path"])[1:-1][:200] # a line feed in it would begin a line of its own
+    _log.info("%s %s %d %.1f ms", scope["method"], path, status, 1000*seconds)
+
+# %% ../nbs/07e_service_limits.ipynb #1bd12f97
 class Guard:
     "ASGI: keys, rates, sizes, time and the log, before an application."
     def __init__(self, app, keys=None, limits=ServiceLimits(), seen=lambda scope, status, s: None):
-        self.app, self.keys, self.limits, self.seen = app, keys or KeyRing(), limits, seen
+        self.app, self.seen = app, seen
+        self.keys, self.limits = keys or KeyRing(), limits
         self.rates = RateLimits(limits.rate, limits.burst)
 
     async def __call__(self, scope, receive, send):
@@ -211,17 +217,15 @@ class Guard:
             return await self.app(scope, receive, send)
         start, answer = time.perf_counter(), _Answer(send)
         try:
-            await self._guarded(scope, receive, answer)
-        except _ClientLeft:
-            pass
+            with suppress(_ClientLeft):
+                await self._guarded(scope, receive, answer)
         except Exception: # a mistake of ours; the client is told nothing of it
             _log.exception("error in %s %s", scope["method"], ascii(scope["path"]))
             if answer.status == CLIENT_LEFT:
                 await _refuse(answer, 500, "the service made a mistake", "tell its operator when")
         seconds = time.perf_counter() - start
         self.seen(scope, answer.status, seconds)
-        _log.info("%s %s %d %.1f ms", scope["method"], ascii(scope["path"])[1:-1][:200],
-                  answer.status, 1000*seconds)
+        _log_request(scope, answer.status, seconds)
 
     async def _guarded(self, scope, receive, send):
         headers = dict(scope["headers"])
