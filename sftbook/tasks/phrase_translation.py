@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['PhraseIndex', 'linked_stretch', 'TokenModel', 'PhraseWeights', 'PhraseTable', 'PhraseTranslator', 'learn_phrases']
 
-# %% ../../nbs/tasks/06y_phrase_translation.ipynb #6f6b02af
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #421a5faa
 import math
 from collections import Counter
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -60,7 +59,7 @@ def linked_stretch(forward:list[list[int]], # target places of each source place
     inside = all(start <= i < end for j in range(low, high) for i in back[j])
     return (low, high) if inside else None
 
-# %% ../../nbs/tasks/06y_phrase_translation.ipynb #d73e73bb
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #53e840d0
 _BITS = 16 # of a token in a packed number
 
 def _packed(ids, inside, n):
@@ -70,6 +69,25 @@ def _packed(ids, inside, n):
         keys = (keys << _BITS) + ids[k:k + len(keys)]
     return np.unique(keys[inside[n - 1:]], return_counts=True)
 
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #10faa9c3
+def _table(keys, counts):
+    "Counts of stretches, and of each beginning: all counts, and how many kinds."
+    beginnings, which = np.unique(keys >> _BITS, return_inverse=True)
+    totals = zip(np.bincount(which, counts).tolist(), np.bincount(which).tolist())
+    return dict(zip(keys.tolist(), counts.tolist())), dict(zip(beginnings.tolist(), totals))
+
+def _tables(texts, end_token, order):
+    "For each length: how often a stretch stands there, or in how many surroundings."
+    ids = np.concatenate([[*[end_token]*(order - 1), *t, end_token] for t in texts])
+    inside = np.concatenate([[0]*(order - 1) + [1]*(len(t) + 1) for t in texts]).astype(bool)
+    keys, counts = _packed(ids.astype(np.int64), inside, order)
+    tables = {order: _table(keys, counts)}
+    for n in range(order - 1, 0, -1):
+        keys, counts = np.unique(keys & ((1 << _BITS*n) - 1), return_counts=True)
+        tables[n] = _table(keys, counts)
+    return tables
+
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #99a905fc
 class TokenModel:
     "The probability of a token after those before it (Kneser and Ney 1995)."
     def __init__(self,
@@ -78,15 +96,9 @@ class TokenModel:
                  order:int=4, # tokens of a stretch, 4 at most
                  discount:float=0.8, # taken from each count
                 ):
-        self.order, self.discount, self.end, self.memo = order, discount, end_token, {}
-        before = [end_token]*(order - 1)
-        ids = np.concatenate([[*before, *t, end_token] for t in texts]).astype(np.int64)
-        inside = np.concatenate([[0]*(order - 1) + [1]*(len(t) + 1) for t in texts]).astype(bool)
-        self.tables, (keys, counts) = {}, _packed(ids, inside, order)
-        for n in range(order, 0, -1):
-            self.tables[n] = _table(keys, counts)
-            keys, counts = np.unique(keys & ((1 << _BITS*(n - 1)) - 1), return_counts=True)
-        self.start = self.shift(before)
+        self.order, self.discount, self.end = order, discount, end_token
+        self.tables, self.memo = _tables(texts, end_token, order), {}
+        self.start = self.shift([end_token]*(order - 1))
 
     def shift(self, tokens, history=0):
         "The history after some tokens, packed."
@@ -104,20 +116,13 @@ class TokenModel:
     def _prob(self, history, token, n):
         if n == 0:
             return 2.**-_BITS
-        counts, totals = self.tables[n]
+        (counts, totals), shorter = self.tables[n], self._prob(history, token, n - 1)
         history &= (1 << _BITS*(n - 1)) - 1
-        shorter = self._prob(history, token, n - 1)
         if history not in totals:
             return shorter
         total, kinds = totals[history]
         count = max(counts.get((history << _BITS) + token, 0) - self.discount, 0)
         return (count + self.discount*kinds*shorter)/total
-
-def _table(keys, counts):
-    "Counts of stretches, and of each beginning: all counts, and how many kinds."
-    beginnings, which = np.unique(keys >> _BITS, return_inverse=True)
-    totals = zip(np.bincount(which, counts).tolist(), np.bincount(which).tolist())
-    return dict(zip(keys.tolist(), counts.tolist())), dict(zip(beginnings.tolist(), totals))
 
 # %% ../../nbs/tasks/06y_phrase_translation.ipynb #6c7b66aa
 @dataclass(frozen=True)
@@ -134,14 +139,15 @@ class PhraseWeights:
     beams:int = 15 # beginnings that are kept
     choices:int = 8 # translations of a phrase that are tried
 
-# %% ../../nbs/tasks/06y_phrase_translation.ipynb #91547e4a
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #5288632a
 def _best_fits(froms, tos, chance):
     "Sum of the log-probabilities of `tos`, each with the best of `froms`."
     return sum(math.log(max(1e-5, *(chance(f, t) for f in froms))) for t in tos)
 
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #1ac5dfdc
 @dataclass
-class PhraseTable:
-    "Pairs with links: what was written for a phrase, and what that is worth."
+class _PhraseCounts:
+    "Pairs with links, and what was written for a phrase."
     pairs:list # (source tokens, target tokens)
     links:list # (forward, back) of each pair, see `linked_stretch`
     there:Alignment # target given source
@@ -155,17 +161,14 @@ class PhraseTable:
 
     def count(self, low, high, n, without=-1):
         "What was written for a phrase of n tokens, and at how many places it stands."
-        places, found, seen = self.index.places[low:high], Counter(), 0
+        places = self.index.places[low:high]
         if len(places) > self.most:
             places = places[np.linspace(0, len(places) - 1, self.most).astype(int)]
-        for place in places.tolist():
-            row = int(self.index.row[place])
-            if row == without:
-                continue
-            seen += 1
-            at = place - int(self.index.begin[row])
+        rows, found = self.index.row[places], Counter()
+        starts, other = (places - self.index.begin[rows]).tolist(), rows != without
+        for row, at in zip(rows[other].tolist(), np.array(starts)[other].tolist()):
             self._add(found, row, linked_stretch(*self.links[row], at, at + n))
-        return found, seen
+        return found, int(other.sum())
 
     def _add(self, found, row, stretch):
         if stretch is None:
@@ -177,17 +180,18 @@ class PhraseTable:
         if a > 0 and not free[a - 1]:
             found[tuple(target[a - 1:b])] += 0.5
 
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #eeb3dd5a
+class PhraseTable(_PhraseCounts):
+    "What a phrase may become, and what that is worth."
     def worth(self, source, target, count, seen):
         "Of a translation, without what comes before it: in all, and without how it reads."
-        w = self.weights
-        nothing = self.there.size - 1
-        fits = _best_fits((*source, nothing), target, self.there.of)
-        fits_back = _best_fits((*target, nothing), source, self.back.of)
-        own = (w.share*math.log((count - 0.3)/(seen + 0.5)) + w.target*fits + w.source*fits_back
-               + w.phrase + w.token*len(target))
+        w, nothing = self.weights, self.there.size - 1
+        own = w.share*math.log((count - 0.3)/(seen + 0.5)) + w.phrase + w.token*len(target)
+        own += w.target*_best_fits((*source, nothing), target, self.there.of)
+        own += w.source*_best_fits((*target, nothing), source, self.back.of)
         history, reads = 0, 0.
-        for k, token in enumerate(target):
-            reads += self.reads.log_prob(history, token, min(k + 1, self.reads.order))
+        for k, token in enumerate(target, 1):
+            reads += self.reads.log_prob(history, token, min(k, self.reads.order))
             history = self.reads.shift([token], history)
         return own + w.reads*reads, own
 
@@ -197,10 +201,11 @@ class PhraseTable:
                ) -> dict: # (start, end) -> [(worth, own worth, target tokens)], best first
         "What each phrase of a text may become."
         found = {}
-        for start, end, low, high in self.index.phrases(ids):
+        for start, end, *stretch in self.index.phrases(ids):
             key = tuple(ids[start:end]), without
             if key not in self.known:
-                self.known[key] = self._ranked(key[0], *self.count(low, high, end - start, without))
+                counted = self.count(*stretch, end - start, without)
+                self.known[key] = self._ranked(key[0], *counted)
             if self.known[key]:
                 found[start, end] = self.known[key]
         for i, token in enumerate(ids): # what nobody has translated stays
@@ -208,10 +213,10 @@ class PhraseTable:
         return found
 
     def _ranked(self, source, found, seen):
-        all_ = [(*self.worth(source, e, n, seen), e) for e, n in found.most_common(20)]
-        return sorted(all_, key=lambda c: -c[0])[:self.weights.choices]
+        ranked = [(*self.worth(source, e, n, seen), e) for e, n in found.most_common(20)]
+        return sorted(ranked, key=lambda choice: -choice[0])[:self.weights.choices]
 
-# %% ../../nbs/tasks/06y_phrase_translation.ipynb #86843beb
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #74ed030f
 def _best_rest(choices, n):
     "The most that each stretch of the source could bring."
     best = np.full((n + 1, n + 1), -1e9)
@@ -223,6 +228,7 @@ def _best_rest(choices, n):
             best[i, j] = max(best[i, j], (best[i, i + 1:j] + best[i + 1:j, j]).max())
     return best.tolist()
 
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #86d43f7d
 def _gaps(covered, n):
     "The stretches that are not covered."
     starts, i = [], 0
@@ -235,8 +241,8 @@ def _gaps(covered, n):
         i = j + 1
     return starts
 
-# %% ../../nbs/tasks/06y_phrase_translation.ipynb #728e135b
-class _Search:
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #aff0ac53
+class _Beginnings:
     "The beginnings of one translation, by the number of source tokens that they cover."
     def __init__(self, table, ids, without=-1):
         self.table, self.weights, self.n = table, table.weights, len(ids)
@@ -248,35 +254,11 @@ class _Search:
         self.stacks[0][0, 0, table.reads.start] = 0., 0., None, ()
 
     def rest(self, covered):
+        "The most that the uncovered stretches could bring."
         if covered not in self.rests:
             gaps = _gaps(covered, self.n)
             self.rests[covered] = sum(self.best[i][j] for i, j in gaps)
         return self.rests[covered]
-
-    def run(self):
-        "The tokens of the best translation."
-        for done in range(self.n):
-            ranked = sorted(self.stacks[done].items(), key=lambda kept: -kept[1][0])
-            self.stacks[done] = dict(ranked[:self.weights.beams])
-            for state, (_, score, _, _) in self.stacks[done].items():
-                self.grow(done, state, score)
-        state, parts = max(self.stacks[-1], key=lambda s: self.stacks[-1][s][0]), []
-        done = self.n
-        while done:
-            *_, before, tokens = self.stacks[done][state]
-            parts.append(tokens)
-            done, state = before
-        return [token for part in reversed(parts) for token in part]
-
-    def grow(self, done, state, score):
-        "Every phrase that may come next."
-        covered, last, _ = state
-        first = (~covered & covered + 1).bit_length() - 1
-        for start in range(first, min(self.n, first + self.weights.farthest + 1)):
-            for end, bits, found in self.at[start]:
-                if not covered & bits:
-                    jump = score + self.weights.jump*abs(start - last)
-                    self.add((done, state), done + end - start, (covered | bits, end), jump, found)
 
     def add(self, before, done, place, score, found):
         "Keep a longer beginning, if none that is the same is better."
@@ -291,6 +273,37 @@ class _Search:
             worth, key = score + own + self.weights.reads*fluent, (*place, history)
             if key not in stack or stack[key][0] < worth + rest:
                 stack[key] = worth + rest, worth, before, tokens
+
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #f9571bc2
+class _Search(_Beginnings):
+    "The best translation of a text."
+    def run(self) -> list[int]: # its tokens
+        for done in range(self.n):
+            ranked = sorted(self.stacks[done].items(), key=lambda kept: -kept[1][0])
+            self.stacks[done] = dict(ranked[:self.weights.beams])
+            for state, (_, score, *_) in self.stacks[done].items():
+                self.grow(done, state, score)
+        last = self.stacks[-1]
+        return self.tokens(self.n, max(last, key=lambda state: last[state][0]))
+
+    def grow(self, done, state, score):
+        "Every phrase that may come next."
+        covered, last, _ = state
+        first = (~covered & covered + 1).bit_length() - 1
+        for start in range(first, min(self.n, first + self.weights.farthest + 1)):
+            for end, bits, found in self.at[start]:
+                if not covered & bits:
+                    jump = score + self.weights.jump*abs(start - last)
+                    self.add((done, state), done + end - start, (covered | bits, end), jump, found)
+
+    def tokens(self, done, state):
+        "What was written on the way to a state."
+        parts = []
+        while done:
+            *_, before, tokens = self.stacks[done][state]
+            parts.append(tokens)
+            done, state = before
+        return [token for part in reversed(parts) for token in part]
 
 # %% ../../nbs/tasks/06y_phrase_translation.ipynb #94ca2136
 @dataclass

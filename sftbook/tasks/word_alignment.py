@@ -75,30 +75,39 @@ class Alignment:
           ) -> float: # probability, 0 where they never met
         return self.chance.get(source*self.size + target, 0.)
 
-# %% ../../nbs/tasks/06x_word_alignment.ipynb #e060a7cc
+# %% ../../nbs/tasks/06x_word_alignment.ipynb #8d208b2a
+def _origins(shares, pairs):
+    "For each pair and each of its target tokens, the place with the largest share."
+    found, at = [], 0
+    for f, e in pairs:
+        cells = shares[at:at + len(e)*(len(f) + 1)].reshape(len(e), -1)
+        found.append(cells.argmax(1) - 1)
+        at += cells.size
+    return found
+
+def _check_pairs(pairs):
+    empty = [i for i, (f, e) in enumerate(pairs) if not len(f) or not len(e)]
+    if empty or not len(pairs):
+        raise DataError("a pair has an empty side" if empty else "there are no pairs",
+                        where=f"pair {(empty or [0])[0]}", remedy="leave it out")
+
+# %% ../../nbs/tasks/06x_word_alignment.ipynb #f052a20f
 def align(pairs:list[tuple[list[int], list[int]]], # source and target tokens
           vocab_size:int, # ids are below it
           rounds:int=5, # of expectation and maximisation
           least:float=1e-4, # smaller probabilities are forgotten
          ) -> Alignment: # of the target given the source
-    "Learn a dictionary from pairs (Brown et al. 1993, model 1, with a diagonal). Raises `DataError`."
-    empty = [i for i, (f, e) in enumerate(pairs) if not len(f) or not len(e)]
-    if empty or not len(pairs):
-        raise DataError("a pair has an empty side" if empty else "there are no pairs",
-                        where=f"pair {(empty or [0])[0]}", remedy="leave it out")
+    "A dictionary from pairs (Brown et al. 1993, model 1, with a diagonal). Raises `DataError`."
+    _check_pairs(pairs)
     grids = _grids(pairs, vocab_size + 1)
     chance = np.full(len(grids.keys), 1e-3)
     for _ in range(rounds):
         chance = _round(grids, chance)
-    shares, origins, at = _shares(grids, chance), [], 0
-    for f, e in pairs:
-        cells = shares[at:at + len(e)*(len(f) + 1)].reshape(len(e), -1)
-        origins.append(cells.argmax(1) - 1)
-        at += cells.size
-    kept = chance > least
-    return Alignment(dict(zip(grids.keys[kept].tolist(), chance[kept].tolist())), grids.size, origins)
+    origins, kept = _origins(_shares(grids, chance), pairs), chance > least
+    known = dict(zip(grids.keys[kept].tolist(), chance[kept].tolist()))
+    return Alignment(known, grids.size, origins)
 
-# %% ../../nbs/tasks/06x_word_alignment.ipynb #f2429cd4
+# %% ../../nbs/tasks/06x_word_alignment.ipynb #97b478ed
 _AROUND = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
 
 def _grow(links, either):
@@ -107,15 +116,16 @@ def _grow(links, either):
     rows, columns = {i for i, _ in links}, {j for _, j in links}
     while todo:
         i, j = todo.pop()
-        for a, b in _AROUND:
-            link = i + a, j + b
-            if link in either and link not in links and not (link[0] in rows and link[1] in columns):
-                links.add(link)
-                rows.add(link[0])
-                columns.add(link[1])
-                todo.append(link)
+        around = {(i + a, j + b) for a, b in _AROUND}
+        for a, b in sorted(around & either - links):
+            if a not in rows or b not in columns:
+                links.add((a, b))
+                rows.add(a)
+                columns.add(b)
+                todo.append((a, b))
     return links
 
+# %% ../../nbs/tasks/06x_word_alignment.ipynb #bcfc7cee
 def both_ways(origins, # (target tokens,) place in the source or `NOTHING`
               targets, # (source tokens,) place in the target or `NOTHING`
              ) -> set[tuple[int, int]]: # (place in the source, place in the target)
