@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from sftbook.autotune import machine_name
+from sftbook.evaluation.generation import _mean_score, score_interval, score_test
 from sftbook.evaluation.reports import Report
-from sftbook.evaluation.retrieval import compare_rankers, retrieval_report
+from sftbook.evaluation.retrieval import precision_at, reciprocal_rank_at
 from sftbook.help_sections import load_help_sections
 from sftbook.settings import TrainingConfig
 from sftbook.tasks.keyword_search import (
@@ -50,9 +51,12 @@ class Collection:
         self.questions = questions.select(held_out)
         self.parts = np.array(self.questions["part"][:])
 
-    def judged(self, scores, part):
+    def values(self, scores, part):
+        "Of each question: whether the first passage is right, and its reciprocal rank."
         rows = np.flatnonzero(self.parts == part)
-        return judge_searches(self.questions.select(rows), self.ids, scores[rows])
+        judged = judge_searches(self.questions.select(rows), self.ids, scores[rows], 20)
+        return {"R@1": [precision_at(j, 1) for j in judged],
+                "MRR@10": [reciprocal_rank_at(j, 10) for j in judged]}
 
     def right(self, rows):
         places = {name: i for i, name in enumerate(self.ids)}
@@ -85,13 +89,13 @@ class Vectors:
         assert len(found) == len(texts), f"{file} is of other texts"
         return found
 
-    def scores(self, c, titles=True):
-        "Cosines with the whole passage, and with its title."
+    def scores(self, c, read, titles):
+        "Cosines with what is read of each passage, and with its title alone."
         asked = self.of(f"{c.name}-questions", c.questions["question"][:], "question")
-        whole = self.of(f"{c.name}-passages", [passage_text(row) for row in c.passages], "passage")
+        whole = self.of(f"{c.name}-passages", list(map(read, c.passages)), "passage")
         if not titles:
             return {"passages": asked @ whole.T}
-        heads = self.of(f"{c.name}-titles", [passage_title(row) for row in c.passages], "passage")
+        heads = self.of(f"{c.name}-titles", list(map(passage_title, c.passages)), "passage")
         return {"passages": asked @ whole.T, "titles": asked @ heads.T}
 
 
@@ -137,7 +141,6 @@ def trained(work, o, seed):
             save_run(folder, task, tuned.model, report)
             print(folder.name, tuned.result.to_dict(), flush=True)
         run = load_run(folder)
-        run.task.max_length = 96
         return run.task, run.model
     return start
 
@@ -157,29 +160,33 @@ def systems(c, work, o):
                                                                   trained(work, o, seed))
     else:
         vectors = {"e5-small": (None, Vectors(work, "e5", plain(trimmed_e5(work), 96)))}
+    read = passage_title if c.name == "across" else passage_text
     for name, (seed, model) in vectors.items():
-        found = model.scores(c, titles=english)
+        found = model.scores(c, read, english)
         yield name, seed, {"passages": found["passages"]}
         yield f"{name} + words", seed, {"passages": found["passages"], **words}
         if english:
             yield f"{name} + titles + words", seed, found | words
 
 
-def intervals(c, scores, part):
+def intervals(c, values, part):
     "Both numbers, with intervals by page."
-    judged, pages = c.judged(scores, part), c.pages(part)
-    first = retrieval_report(judged, 1, pages).metrics["precision@1"]
-    rank = retrieval_report(judged, 10, pages).metrics["MRR@10"]
-    return {name: [round(v, 4) for v in (i.value, i.low, i.high)]
-            for name, i in (("R@1", first), ("MRR@10", rank))}
+    found = {}
+    for name, each in values.items():
+        i = score_interval(_mean_score(name, each, "expected"), c.pages(part))
+        found[name] = [round(v, 4) for v in (i.value, i.low, i.high)]
+    return found
 
 
-def difference(c, a, b):
-    "MRR@10 of the first minus the second, on the test pages."
-    test = compare_rankers(c.judged(a, "test"), c.judged(b, "test"),
-                           clusters=c.pages("test"))["MRR@10"]
-    d = test.difference
-    return [round(d.value, 4), round(d.low, 4), round(d.high, 4), round(test.p_value, 4)]
+def differences(c, ours, theirs):
+    "What is gained over a search by words, on the test pages, with intervals by page and p."
+    found = {}
+    for name in ours:
+        test = score_test(_mean_score(name, ours[name], "expected"),
+                          _mean_score(name, theirs[name], "expected"), c.pages("test"))
+        d = test.difference
+        found[f"{name} minus BM25"] = [round(v, 4) for v in (d.value, d.low, d.high, test.p_value)]
+    return found
 
 
 def measure(c, o, done):
@@ -190,14 +197,17 @@ def measure(c, o, done):
         rows = np.flatnonzero(c.parts == "validation")
         weights = best_weights({k: s[rows] for k, s in parts.items()}, c.right(rows))
         scores = weighted_sum(parts, weights)
-        words = scores if name.startswith("BM25, titles") else words
+        if name.startswith("BM25, titles"):
+            words = c.values(scores, "test")
         if (c.name, name, seed) in done:
             continue
+        ours = c.values(scores, "test")
         line = dict(collection=c.name, system=name, seed=seed, passages=len(c.ids),
-                    questions=int((c.parts == "test").sum()), weights=weights,
-                    validation=intervals(c, scores, "validation"), **intervals(c, scores, "test"))
-        if words is not None and words is not scores:
-            line["MRR@10 minus BM25"] = difference(c, scores, words)
+                    questions=len(ours["R@1"]), weights=weights,
+                    validation=intervals(c, c.values(scores, "validation"), "validation"),
+                    **intervals(c, ours, "test"))
+        if words is not None and not name.startswith("BM25"):
+            line |= differences(c, ours, words)
         line |= dict(seconds=round(time.process_time() - begun, 1), processor=machine_name())
         with open(o.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -210,7 +220,7 @@ def main():
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=["en", "zh", "across", "en-all"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[1])
-    parser.add_argument("--pairs", type=int, default=1500)
+    parser.add_argument("--pairs", type=int, default=768)
     parser.add_argument("--length", type=int, default=48)
     parser.add_argument("--rate", type=float, default=5e-5)
     parser.add_argument("--train-only", action="store_true")

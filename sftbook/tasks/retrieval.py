@@ -40,7 +40,7 @@ def contrastive_loss(questions:torch.Tensor, # (questions, dim), of length 1
         scores = scores.masked_fill(known & ~own, -torch.inf)
     return nn.functional.cross_entropy(scores, target, reduction="sum"), len(target)
 
-# %% ../../nbs/tasks/06n_retrieval.ipynb #32145149
+# %% ../../nbs/tasks/06n_retrieval.ipynb #924f06a5
 def _numbered(rows):
     "Numbers of each row's passages, its own first, and of all that are right for its question."
     negatives = rows["negatives"][:] if "negatives" in rows.column_names else [[]]*len(rows)
@@ -51,7 +51,7 @@ def _numbered(rows):
     for row, question in zip(negatives, rows["question"][:]):
         for passage in row or []:
             numbers.setdefault(passage, len(numbers))
-    ids = [[numbers[text] for text in (passage, *(row or []))]
+    ids = [list(map(numbers.get, (passage, *(row or []))))
            for passage, row in zip(rows["passage"][:], negatives)]
     return list(numbers), ids, [sorted(right[q.casefold()]) for q in rows["question"][:]]
 
@@ -129,7 +129,13 @@ def text_vectors(model, # of transformers, that gives one vector a token
     mask = batch["attention_mask"].unsqueeze(-1).float()
     return nn.functional.normalize((hidden*mask).sum(1)/mask.sum(1), dim=-1)
 
-# %% ../../nbs/tasks/06n_retrieval.ipynb #faf84901
+# %% ../../nbs/tasks/06n_retrieval.ipynb #a05f55e5
+def _feature(question, passages, numbers, right):
+    "A question's tokens and those of its passages in one list."
+    lists = [question, *(passages[i] for i in numbers)]
+    return dict(input_ids=sum(lists, []), sizes=list(map(len, lists)), ids=numbers, right=right)
+
+# %% ../../nbs/tasks/06n_retrieval.ipynb #7e07c17c
 class _PairFeatures:
     "Rows to features and batches; rows may also have questions alone, or passages alone."
     def encode(self, rows):
@@ -142,12 +148,8 @@ class _PairFeatures:
         texts, ids, right = _numbered(rows)
         questions = self.token_lists(rows["question"][:], "question")
         passages = self.token_lists(texts, "passage")
-        features = []
-        for question, numbers, answers in zip(questions, ids, right):
-            lists = [question, *(passages[i] for i in numbers)]
-            features.append(dict(input_ids=sum(lists, []), sizes=list(map(len, lists)),
-                                 ids=numbers, right=answers))
-        return features
+        return [_feature(question, passages, numbers, answers)
+                for question, numbers, answers in zip(questions, ids, right)]
 
     def collate(self, features):
         features = _without_row(features)
@@ -163,42 +165,23 @@ class _PairFeatures:
                                                     for f in features]))
         return batch
 
-# %% ../../nbs/tasks/06n_retrieval.ipynb #d52ed798
+# %% ../../nbs/tasks/06n_retrieval.ipynb #b9edc321
 def _check_rows(rows, kinds):
     "Refuse rows without both texts. Raises `DataError`."
     if len(kinds) < 2:
         raise DataError("there is no question and no passage", where="rows",
                         remedy="name two columns `question` and `passage`")
-    wrong = []
-    for name in kinds:
-        for i, text in enumerate(rows[name][:]):
-            if not isinstance(text, str) or not text.strip():
-                wrong.append((f"row {i}, {name}", "there is no text"))
+    wrong = [(f"row {i}, {name}", "there is no text")
+             for name in kinds for i, text in enumerate(rows[name][:])
+             if not isinstance(text, str) or not text.strip()]
     if wrong:
         raise DataError.from_problems(wrong, remedy="leave these rows out, or fill them")
 
-# %% ../../nbs/tasks/06n_retrieval.ipynb #d4f25bc5
-@dataclass
-class Retrieval(_PairFeatures, _TextPairs, Task):
-    "Questions and passages as vectors. Rows have `question`, `passage`, perhaps `negatives`."
-    library:ClassVar = "sentence-transformers"
-    pipeline_tag:ClassVar = "sentence-similarity"
-    answers_texts:ClassVar = False # see `embed`
-    directions:ClassVar = {"first_is_right": True, "MRR@10": True, "nDCG@10": True}
-
-    def init_model(self):
-        check_max_length(self.checkpoint, self.max_length)
-        model = load_model("AutoModel", self.checkpoint)
-        if getattr(model, "pooler", None) is not None:
-            model.pooler.requires_grad_(False) # nobody reads what it gives
-        return model
-
-    @property
-    def how(self):
-        return checkpoint_pooling(self.checkpoint) if self.pooling == "auto" else self.pooling
-
+# %% ../../nbs/tasks/06n_retrieval.ipynb #5fc3694b
+class _Vectors:
+    "What a model gives for a batch, and what is made of it."
     def infer(self, model, batch):
-        "Vectors of questions and of passages, where there are any, and each question's own passage."
+        "Vectors of questions and passages, where there are any, and each question's passage."
         found = {}
         for kind in ("question", "passage"):
             part = {key: batch[f"{kind}_{key}"] for key in ("input_ids", "attention_mask")
@@ -220,6 +203,26 @@ class Retrieval(_PairFeatures, _TextPairs, Task):
 
     def gather(self, predictions):
         return np.stack(predictions)
+
+# %% ../../nbs/tasks/06n_retrieval.ipynb #4bcd842e
+@dataclass
+class Retrieval(_Vectors, _PairFeatures, _TextPairs, Task):
+    "Questions and passages as vectors. Rows have `question`, `passage`, perhaps `negatives`."
+    library:ClassVar = "sentence-transformers"
+    pipeline_tag:ClassVar = "sentence-similarity"
+    answers_texts:ClassVar = False # see `embed`
+    directions:ClassVar = {"first_is_right": True, "MRR@10": True, "nDCG@10": True}
+
+    def init_model(self):
+        check_max_length(self.checkpoint, self.max_length)
+        model = load_model("AutoModel", self.checkpoint)
+        if getattr(model, "pooler", None) is not None:
+            model.pooler.requires_grad_(False) # nobody reads what it gives
+        return model
+
+    @property
+    def how(self):
+        return checkpoint_pooling(self.checkpoint) if self.pooling == "auto" else self.pooling
 
     def metrics(self, predictions, rows, baselines=None):
         return pair_report(predictions, rows, baselines)
@@ -257,12 +260,12 @@ def pair_collection(rows, # with `question` and `passage`
         right.setdefault(question, set()).add(passages[passage])
     return list(right), list(passages), list(map(sorted, right.values()))
 
-# %% ../../nbs/tasks/06n_retrieval.ipynb #ca8fe6b9
+# %% ../../nbs/tasks/06n_retrieval.ipynb #a02522d6
 def search_vectors(questions:np.ndarray, # (questions, dim)
                    passages:np.ndarray, # (passages, dim)
                    k:int=10, # how many are wanted
                    block:int=256, # questions at a time
-                  ) -> tuple[np.ndarray, np.ndarray]: # places and scores, (questions, k), best first
+                  ) -> tuple: # places and scores, (questions, k), best first
     "Exact search: every passage is compared with every question."
     k, places, scores = min(k, len(passages)), [], []
     for start in range(0, len(questions), block):
@@ -271,10 +274,10 @@ def search_vectors(questions:np.ndarray, # (questions, dim)
             scores.append(row[places[-1]])
     return np.reshape(places, (-1, k)).astype(int), np.reshape(scores, (-1, k))
 
-# %% ../../nbs/tasks/06n_retrieval.ipynb #57bb2fb3
+# %% ../../nbs/tasks/06n_retrieval.ipynb #1b0951f2
 def pair_report(vectors:np.ndarray, # (rows, 2, dim): of each question and of its passage
                 rows, # with `question` and `passage`
-                baselines:dict|None=None, # name -> scores (questions, passages), see `pair_collection`
+                baselines:dict|None=None, # name -> scores, as `pair_collection` has the texts
                ) -> Report: # per question, over all passages of the rows
     "How often the first passage found is right, MRR@10 and nDCG@10. Raises `DataError`."
     questions, passages, right = pair_collection(rows)
@@ -354,7 +357,7 @@ def mine_negatives(questions:np.ndarray, # (questions, dim)
         mined.append(safe[:n])
     return mined
 
-# %% ../../nbs/tasks/06n_retrieval.ipynb #bc89f3de
+# %% ../../nbs/tasks/06n_retrieval.ipynb #50185558
 def with_negatives(task:Retrieval, # says how texts are read
                    model:nn.Module, # that searches
                    rows, # with `question` and `passage`
@@ -364,11 +367,11 @@ def with_negatives(task:Retrieval, # says how texts are read
     questions, passages, right = pair_collection(rows)
     mined = mine_negatives(embed(task, model, questions), embed(task, model, passages, "passage"),
                            right, **settings)
-    found = {q: [passages[i] for i in places] for q, places in zip(questions, mined)}
+    found = {q: list(map(passages.__getitem__, places)) for q, places in zip(questions, mined)}
     with quiet():
         return rows.add_column("negatives", [found[q] for q in rows["question"][:]])
 
-# %% ../../nbs/tasks/06n_retrieval.ipynb #6e10d344
+# %% ../../nbs/tasks/06n_retrieval.ipynb #0ef86df1
 def _save_parts(folder, task, size):
     "What sentence-transformers reads beside the model and the tokenizer."
     parts = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
@@ -382,16 +385,14 @@ def _save_parts(folder, task, size):
                dict(word_embedding_dimension=size, pooling_mode_cls_token=not mean,
                     pooling_mode_mean_tokens=mean))
     write_json(folder/"2_Normalize"/"config.json", {})
-    write_json(folder/"sentence_bert_config.json",
-               dict(max_seq_length=task.max_length, do_lower_case=False))
+    write_json(folder/"sentence_bert_config.json", dict(max_seq_length=task.max_length))
     prompts = dict(query=task.question_prefix, document=task.passage_prefix)
     write_json(folder/"config_sentence_transformers.json",
                dict(prompts=prompts, default_prompt_name=None, similarity_fn_name="cosine"))
 
-# %% ../../nbs/tasks/06n_retrieval.ipynb #97e264e6
+# %% ../../nbs/tasks/06n_retrieval.ipynb #14874b66
 _EXAMPLE = '''from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("path/of/this/folder")
-questions = model.encode_query(["a question"])
 passages = model.encode_document(["a passage", "another one"])
-model.similarity(questions, passages)'''
+model.similarity(model.encode_query(["a question"]), passages)'''
