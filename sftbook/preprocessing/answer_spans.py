@@ -94,13 +94,17 @@ def _purposes(lines, language):
             if end := _sentence(below.text, language):
                 yield _Find("purpose", _named(head, lines), i + 1, 0, end)
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #8bd9337f
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #e18857be
 def _named(head, lines):
     "What is asked about: a heading; with the title of its page where it is short."
     short = len(head.text.split()) <= 2 if head.text.isascii() else len(head.text) <= 5
+    alone = not short or head.level == 1 or head.text.isupper() or (head.text,) == _title(lines)
+    return (head.text,) if alone else (head.text, *_title(lines))
+
+def _title(lines):
+    "The title of a page, where it is a name: one text or none."
     title = next((line.text for line in lines if line.level == 1), "")
-    alone = not short or head.level == 1 or head.text.isupper() or not _is_subject(title)
-    return (head.text,) if alone or title == head.text else (head.text, title)
+    return (title,) if _is_subject(title) else ()
 
 # %% ../../nbs/preprocessing/02o_answer_spans.ipynb #3c1e0041
 _PATH = {"en": re.compile(r"(?:Or, )?(?:[Cc]hoose|[Ss]elect) (?:menu )?"
@@ -116,7 +120,7 @@ def _menus(lines, language):
         if found and _is_subject(head.text) and not _NO_PATH.search(line.en):
             yield _Find("menu", (head.text,), i, *found.span(1))
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #3c1e0043
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #5dc41b5f
 _KEY = r"(?:Ctrl|Command|Cmd|Shift|Alt|Option)"
 _KEYS = re.compile(rf"(?:{_KEY}\s?\+\s?)+[^\s+]{{1,12}}|F\d\d?|{_KEY}")
 
@@ -125,7 +129,7 @@ def _keys(lines, language):
         if left.kind == right.kind == "table" and _KEYS.fullmatch(left.en):
             if not _KEYS.fullmatch(right.en) and (end := _sentence(right.text, language)):
                 keys = re.sub(r"\s*(?:组合键|键)$", "", left.text)
-                yield _Find("keys", (keys,), i + 1, 0, end)
+                yield _Find("keys", (keys, *_title(lines)), i + 1, 0, end)
 
 # %% ../../nbs/preprocessing/02o_answer_spans.ipynb #ff2590d7
 _CODE = re.compile(r"([A-Z][A-Z0-9.]+)\s?\([^()]*(?:\([^()]*\)[^()]*)*\)$")
@@ -149,7 +153,7 @@ def _functions(lines, language):
 
 _NO_ARGUMENT = {"This", "There", "It", "That", "These", "Those", "Which", "What", "If", "The"}
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #776eafde
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #2dbcd0be
 _ASK = {"en": {"purpose": ["What does {} do?", "What is {} for?", "What is the purpose of {}?"],
                "menu": ["Where in the menus is {}?", "Which menu leads to {}?",
                         "How do I get to {} from the menus?"],
@@ -157,12 +161,14 @@ _ASK = {"en": {"purpose": ["What does {} do?", "What is {} for?", "What is the p
                "syntax": ["What is the syntax of {}?", "How is the function {} written?"],
                "purpose 2": ["What does {} do in {}?", "What is {} for in {}?",
                              "In {1}, what is the purpose of {0}?"],
+               "keys 2": ["{1}: what does {0} do?", "{1}: what happens when I press {0}?"],
                "argument 2": ["What is {} in {}?", "What does {} stand for in {}?"]},
         "zh": {"purpose": ["「{}」有什么作用？", "「{}」是做什么用的？", "「{}」的功能是什么？"],
                "menu": ["在菜单的哪里可以找到「{}」？", "哪个菜单可以打开「{}」？", "怎样从菜单进入「{}」？"],
                "keys": ["按 {} 会怎样？", "快捷键 {} 有什么作用？"],
                "syntax": ["{} 的语法是什么？", "函数 {} 怎么写？"],
                "purpose 2": ["「{1}」中的「{0}」有什么作用？", "在「{1}」里，「{0}」是做什么用的？"],
+               "keys 2": ["{1}：按 {0} 会怎样？", "{1}：{0} 有什么作用？"],
                "argument 2": ["{1} 中的「{0}」是什么？", "在 {1} 里，「{0}」代表什么？"]}}
 
 def _drawn(*parts):

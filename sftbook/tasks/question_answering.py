@@ -6,7 +6,7 @@
 __all__ = ['best_spans', 'Found', 'found_texts', 'choose_null_threshold', 'answer_report', 'QuestionAnswering', 'Answer',
            'answer_questions', 'sentence_by_overlap']
 
-# %% ../../nbs/tasks/06p_question_answering.ipynb #334331a8
+# %% ../../nbs/tasks/06p_question_answering.ipynb #d201c3ed
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from ..core import ConfigError, DataError, quiet
-from ..evaluation.generation import answer_f1, exact_match, score_interval, score_tokens, token_f1
+from ..evaluation.generation import (answer_f1, exact_match, score_interval, score_tokens,
+                                           token_f1)
 from ..evaluation.reports import Report
 from ..files import text_problem
 from ..model import check_max_length, load_model, load_tokenizer
