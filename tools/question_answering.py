@@ -95,7 +95,7 @@ def trained(s):
     task = QuestionAnswering(checkpoint, max_length=s["max_length"], stride=s["stride"])
     config = TrainingConfig(
         learning_rate=s["learning_rate"], num_train_epochs=s["epochs"], seed=s["seed"],
-        per_device_train_batch_size=s["batch_size"], warmup_ratio=0.1)
+        per_device_train_batch_size=s["batch_size"])
     place = cache_dir() / "question_answering" / "-".join(map(str, s.values())).replace("/", "_")
     began = time.process_time()
     tuned = fine_tune(task, rows, config=config, checkpoints=place, resume=place.exists())

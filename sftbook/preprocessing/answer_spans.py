@@ -32,7 +32,11 @@ def _page_lines(rows, language):
     return [_Line(row["kind"], row["level"], row["en"], row[language]) for row in rows
             if row["kind"] != "related" and row[language].strip()]
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #3c1e0022
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #1d1cda8d
+def _joined(lines, start, end):
+    return "\n".join(line.text for line in lines[start:end])
+
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #6f4b3c32
 def _stretches(lines, room):
     "Where stretches begin and end: (first line, the one behind the last)."
     starts = [i for i, line in enumerate(lines) if line.level or not i]
@@ -44,10 +48,7 @@ def _stretches(lines, room):
             found.append((start, end))
     return found
 
-def _joined(lines, start, end):
-    return "\n".join(line.text for line in lines[start:end])
-
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #3c1e0031
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #7fe6b2fc
 class _Find(NamedTuple):
     "A question to be asked, and where its answer stands."
     rule:str # which found it
@@ -56,6 +57,7 @@ class _Find(NamedTuple):
     start:int # first character of the answer in the line
     end:int # the one behind its last
 
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #cc5cc754
 _VERBS = set("""Activates Adds Adjusts Aligns Allows Anchors Applies Assigns Calculates Calls
 Centers Changes Checks Clears Closes Combines Compares Compiles Contains Converts Copies Counts
 Creates Decreases Defines Deletes Determines Displays Distributes Divides Draws Edits Enables
@@ -66,10 +68,11 @@ Reduces Removes Renames Repeats Replaces Resets Resizes Restarts Returns Reverse
 Runs Saves Searches Selects Sends Separates Sets Shows Sorts Specifies Splits Starts Stops Stores
 Switches Tests Toggles Truncates Turns Underlines Updates Uses Wraps Writes""".split())
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #3c1e0032
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #e009464d
 _SENTENCE = {"en": re.compile(r"(.+?)(?=[.:](?:\s|$)|$)"), "zh": re.compile(r"([^。：:]+)")}
 _MARKS = ("()", "（）", "「」", "[]", "“”")
 
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #daa2a50b
 def _sentence(text, language, start=0):
     "Where the first sentence from `start` on ends, its full stop left out; None where it is odd."
     found = _SENTENCE[language].match(text, start)
@@ -78,15 +81,16 @@ def _sentence(text, language, start=0):
     short = len(said.split()) < 3 if language == "en" else len(_HAN.findall(said)) < 4
     return None if odd or short else start + len(said)
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #9c98f164
-_GENERAL = re.compile(r"(examples?|syntax|parameters|return values?|notes?|tips?|description|general|"
-                      r"default|in basic|in python|service invocation|usage)\W*$", re.I)
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #e1101aa6
+_GENERAL = re.compile(r"(examples?|syntax|parameters|return values?|notes?|tips?|description|"
+                      r"general|default|in basic|in python|service invocation|usage)\W*$", re.I)
 
 def _is_subject(text):
     "Whether a heading is a name that a question can be about."
     return (0 < len(text) <= 60 and not _GENERAL.match(text) and not text.endswith((":", "："))
             and len(text.split()) <= 8 and any(map(str.isalpha, text)))
 
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #58fa01f9
 def _purposes(lines, language):
     for i, (head, below) in enumerate(zip(lines, lines[1:])):
         begins = below.en.partition(" ")[0] in _VERBS and below.kind == "paragraph"
@@ -94,22 +98,26 @@ def _purposes(lines, language):
             if end := _sentence(below.text, language):
                 yield _Find("purpose", _named(head, lines), i + 1, 0, end)
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #e18857be
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #000b5d8b
 def _named(head, lines):
     "What is asked about: a heading; with the title of its page where it is short."
     short = len(head.text.split()) <= 2 if head.text.isascii() else len(head.text) <= 5
     alone = not short or head.level == 1 or head.text.isupper() or (head.text,) == _title(lines)
     return (head.text,) if alone else (head.text, *_title(lines))
 
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #4d93dffa
 def _title(lines):
     "The title of a page, where it is a name: one text or none."
     title = next((line.text for line in lines if line.level == 1), "")
     return (title,) if _is_subject(title) else ()
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #3c1e0041
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #7fea4e25
 _PATH = {"en": re.compile(r"(?:Or, )?(?:[Cc]hoose|[Ss]elect) (?:menu )?"
                           r"([A-Z][^.,;:()]* - [^.,;:()]+?)(?: tab| command)?(?:\s*\.+)?$"),
-         "zh": re.compile(r"(?:或者?，?)?(?:选择|选取|点击)「([^」]+ - [^」]+?)(?:\.\.\.)?」(?:选项卡|命令)?。?$")}
+         "zh": re.compile(r"(?:或者?，?)?(?:选择|选取|点击)"
+                          r"「([^」]+ - [^」]+?)(?:\.\.\.)?」(?:选项卡|命令)?。?$")}
+
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #96e4b4e8
 _NO_PATH = re.compile(r" (?:and|then|or) (?:then |select|click|choose|press)|context menu")
 
 def _menus(lines, language):
@@ -120,10 +128,11 @@ def _menus(lines, language):
         if found and _is_subject(head.text) and not _NO_PATH.search(line.en):
             yield _Find("menu", (head.text,), i, *found.span(1))
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #5dc41b5f
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #28c5ff12
 _KEY = r"(?:Ctrl|Command|Cmd|Shift|Alt|Option)"
 _KEYS = re.compile(rf"(?:{_KEY}\s?\+\s?)+[^\s+]{{1,12}}|F\d\d?|{_KEY}")
 
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #7e53a491
 def _keys(lines, language):
     for i, (left, right) in enumerate(zip(lines, lines[1:])):
         if left.kind == right.kind == "table" and _KEYS.fullmatch(left.en):
@@ -131,12 +140,15 @@ def _keys(lines, language):
                 keys = re.sub(r"\s*(?:组合键|键)$", "", left.text)
                 yield _Find("keys", (keys, *_title(lines)), i + 1, 0, end)
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #ff2590d7
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #9a0a0078
 _CODE = re.compile(r"([A-Z][A-Z0-9.]+)\s?\([^()]*(?:\([^()]*\)[^()]*)*\)$")
 _ARGUMENT = {"en": re.compile(r"([A-Z]\w*)(?: \(optional\))? (?:is|are|refers to|represents|"
                               r"specifies|determines|defines|indicates) (?=\S)"),
-             "zh": re.compile(r"「(\w+)」\s?(?:[(（]可选[)）]\s?)?(?:是指|指的是|表示|代表|指定|为|是|指)?(?=\S)")}
+             "zh": re.compile(r"「(\w+)」\s?(?:[(（]可选[)）]\s?)?"
+                          r"(?:是指|指的是|表示|代表|指定|为|是|指)?(?=\S)")}
+_NO_ARGUMENT = {"This", "There", "It", "That", "These", "Those", "Which", "What", "If", "The"}
 
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #f5bec508
 def _functions(lines, language):
     "The syntax of a function, and what its arguments are."
     name = None
@@ -151,9 +163,7 @@ def _functions(lines, language):
             if end and found[1] not in _NO_ARGUMENT:
                 yield _Find("argument", (found[1], name), i, found.end(), end)
 
-_NO_ARGUMENT = {"This", "There", "It", "That", "These", "Those", "Which", "What", "If", "The"}
-
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #2dbcd0be
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #0794cac3
 _ASK = {"en": {"purpose": ["What does {} do?", "What is {} for?", "What is the purpose of {}?"],
                "menu": ["Where in the menus is {}?", "Which menu leads to {}?",
                         "How do I get to {} from the menus?"],
@@ -164,23 +174,27 @@ _ASK = {"en": {"purpose": ["What does {} do?", "What is {} for?", "What is the p
                "keys 2": ["{1}: what does {0} do?", "{1}: what happens when I press {0}?"],
                "argument 2": ["What is {} in {}?", "What does {} stand for in {}?"]},
         "zh": {"purpose": ["「{}」有什么作用？", "「{}」是做什么用的？", "「{}」的功能是什么？"],
-               "menu": ["在菜单的哪里可以找到「{}」？", "哪个菜单可以打开「{}」？", "怎样从菜单进入「{}」？"],
+               "menu": ["在菜单的哪里可以找到「{}」？", "哪个菜单可以打开「{}」？",
+                        "怎样从菜单进入「{}」？"],
                "keys": ["按 {} 会怎样？", "快捷键 {} 有什么作用？"],
                "syntax": ["{} 的语法是什么？", "函数 {} 怎么写？"],
-               "purpose 2": ["「{1}」中的「{0}」有什么作用？", "在「{1}」里，「{0}」是做什么用的？"],
+               "purpose 2": ["「{1}」中的「{0}」有什么作用？",
+                             "在「{1}」里，「{0}」是做什么用的？"],
                "keys 2": ["{1}：按 {0} 会怎样？", "{1}：{0} 有什么作用？"],
                "argument 2": ["{1} 中的「{0}」是什么？", "在 {1} 里，「{0}」代表什么？"]}}
 
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #5838047b
 def _drawn(*parts):
     "A number that follows from texts."
     digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #a421195e
 def _question(rule, subject, language, page):
     ways = _ASK[language][rule + (" 2" if len(subject) == 2 else "")]
     return ways[_drawn(page, *subject) % len(ways)].format(*subject)
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #3c1e0054
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #b28d0b05
 def _page_finds(lines, language):
     "Finds of all rules by rule and subject."
     found = {}
@@ -189,6 +203,7 @@ def _page_finds(lines, language):
             found.setdefault((find.rule, find.subject), []).append(find)
     return found
 
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #8b47c97f
 def _is_clear(lines, finds):
     "Whether a question has one answer, or several that are all right."
     said = {lines[f.line].text[f.start:f.end] for f in finds}
@@ -204,26 +219,33 @@ def _answers(lines, stretch, finds):
         texts.append(lines[f.line].text[f.start:f.end])
     return dict(text=texts, answer_start=starts)
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #6e5c65cc
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #0c561e9a
+@lru_cache(1000)
+def _folds(context):
+    "Keys of a stretch and of its lines."
+    return text_key(context), set(map(text_key, context.split("\n")))
+
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #af5b50be
 def _lacks(context, subject, answers):
     "Whether a stretch has neither an answer nor a line that is the subject."
     folded, lines = _folds(context)
     said = any(text_key(answer) in folded for answer in answers["text"])
     return text_key(subject[0]) not in lines and not said
 
-@lru_cache(1000)
-def _folds(context):
-    "Keys of a stretch and of its lines."
-    return text_key(context), set(map(text_key, context.split("\n")))
-
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #a8e91726
 def _other_context(page, subject, answers, contexts):
     "A stretch of the same page without the answer, or None."
     fit = [c for c in contexts if _lacks(c, subject, answers)]
     return fit[_drawn(page, "other", *subject) % len(fit)] if fit else None
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #3c1e0063
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #74febce7
 _NONE = dict(text=[], answer_start=[])
 
+def _owner(places, line):
+    "The stretch that has a line."
+    return next(k for k, (start, end) in enumerate(places) if start <= line < end)
+
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #99bbfb73
 def _page_rows(page, rows, language, room):
     "Rows of one page, and how many questions were left out since they have no one answer."
     lines, unclear, found = _page_lines(rows, language), 0, []
@@ -231,7 +253,7 @@ def _page_rows(page, rows, language, room):
     contexts = [_joined(lines, *place) for place in places]
     fit = [language == "en" or _is_chinese(context) for context in contexts]
     for (rule, subject), finds in _page_finds(lines, language).items():
-        owners = {next(k for k, (a, b) in enumerate(places) if a <= f.line < b) for f in finds}
+        owners = {_owner(places, find.line) for find in finds}
         k = min(owners)
         if len(owners) > 1 or not _is_clear(lines, finds):
             unclear += 1
@@ -244,12 +266,13 @@ def _page_rows(page, rows, language, room):
             found += _with_twin(row, subject, others)
     return found, unclear
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #3c1e0064
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #cc1642fb
 def _in_language(lines, finds, language):
     "Whether answers are translated; code and paths need not be."
     free = finds[0].rule in ("syntax", "menu")
     return language == "en" or free or all(_HAN.search(lines[f.line].text) for f in finds)
 
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #6801826f
 def _with_twin(row, subject, others):
     "A row, and for every second one the same question with a stretch that does not answer it."
     other = _other_context(row["page"], subject, row["answers"], others)
@@ -257,7 +280,7 @@ def _with_twin(row, subject, others):
         return [row]
     return [row, row | dict(id=row["id"] + "-none", context=other, answers=_NONE)]
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #21451c12
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #3a562e00
 def answer_rows(language:str, # "en" or "zh"
                 room:int|None=None, # characters of a stretch; 800 of English, 300 of Chinese
                 pages:int|None=None, # how many, from the first on; all when None
@@ -276,10 +299,11 @@ def answer_rows(language:str, # "en" or "zh"
             rows.setdefault(key, row)
     return list(rows.values()), left
 
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #0077d9c5
 def _page_of(row):
     return row["page"]
 
-# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #3d60a589
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #326aa43f
 def load_answer_spans(language:str, # "en" or "zh"
                       pages:int|None=None, # how many, from the first on; all when None
                      ): # DatasetDict; rows in SQuAD's form with `page` and `rule`
@@ -297,6 +321,7 @@ def load_answer_spans(language:str, # "en" or "zh"
         splits[name].info.description = "\n".join(notes)
     return splits
 
+# %% ../../nbs/preprocessing/02o_answer_spans.ipynb #2027ec33
 def _twins(rows, parts):
     "Rows whose answer's line or context stands in an earlier part, or nearly."
     dropped = set()

@@ -31,7 +31,7 @@ def answer_problem(context:str, # that is read
     at = f"it stands at {near}" if near >= 0 else "it does not stand in the context at all"
     return f"the context has {found[:30]!r} at {start}, not {text[:30]!r}; {at}"
 
-# %% ../../nbs/preprocessing/02q_squad_files.ipynb #14c1b6bf
+# %% ../../nbs/preprocessing/02q_squad_files.ipynb #d92ec0e4
 def _answer_lists(value):
     "Texts and places of answers in either form; None where it is neither."
     if isinstance(value, str): # of a CSV file
@@ -40,12 +40,15 @@ def _answer_lists(value):
         except ValueError:
             return None
     if isinstance(value, list) and all(isinstance(one, dict) for one in value):
-        value = {key: [one.get(key) for one in value] for key in ("text", "answer_start")}
+        value = dict(text=_column(value, "text"), answer_start=_column(value, "answer_start"))
     if not isinstance(value, dict):
         return None
     texts, starts = value.get("text"), value.get("answer_start")
     lists = isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)
     return (texts, starts) if lists else None
+
+def _column(records, name):
+    return [record.get(name) for record in records]
 
 # %% ../../nbs/preprocessing/02q_squad_files.ipynb #c5e81b92
 def _questions_of(number, record) -> Iterator[tuple[str, dict]]:
@@ -78,8 +81,8 @@ def _row_problems(row, longest):
     said = (answer_problem(row["context"], *answer) for answer in zip(*answers))
     return [f"answers: {what}" for what in said if what]
 
-# %% ../../nbs/preprocessing/02q_squad_files.ipynb #7c462310
-def load_squad(path:str|Path, # .json as SQuAD has it; .jsonl, .json, .csv or .parquet with a row each
+# %% ../../nbs/preprocessing/02q_squad_files.ipynb #42753c58
+def load_squad(path:str|Path, # .json as SQuAD has it, or a file with a row a question
                max_characters:int=1_000_000, # a longer context is refused
               ): # Dataset with `id`, `question`, `context`, `answers`
     "Read questions with marked answers. Raises `DataError`, which lists all bad rows."
@@ -95,9 +98,9 @@ def load_squad(path:str|Path, # .json as SQuAD has it; .jsonl, .json, .csv or .p
             rows.append(row | dict(id=name))
     return _checked_rows(path, rows, problems)
 
-# %% ../../nbs/preprocessing/02q_squad_files.ipynb #3073b7be
-_REMEDY = ("correct these rows; answer_start counts characters of the context from 0, and the context "
-           "must have the answer there, letter by letter")
+# %% ../../nbs/preprocessing/02q_squad_files.ipynb #74924d75
+_REMEDY = ("correct these rows; answer_start counts characters of the context from 0, and the "
+           "context must have the answer there, letter by letter")
 
 def _checked_rows(path, rows, problems):
     "The rows as a Dataset, if nothing is wrong."
@@ -109,6 +112,7 @@ def _checked_rows(path, rows, problems):
         raise DataError(what, where=str(path), remedy="at least one question must have an answer")
     text = Value("string")
     answers = {"text": List(text), "answer_start": List(Value("int32"))}
-    columns = {name: [row[name] for row in rows] for name in ("id", "question", "context")}
+    columns = {name: _column(rows, name) for name in ("id", "question", "context")}
     columns["answers"] = [dict(zip(answers, _answer_lists(row["answers"]))) for row in rows]
-    return Dataset.from_dict(columns, Features(dict.fromkeys(columns, text) | dict(answers=answers)))
+    features = Features(dict.fromkeys(columns, text) | dict(answers=answers))
+    return Dataset.from_dict(columns, features)

@@ -25,13 +25,13 @@ from ..preprocessing.encoding import pad_batch
 from ..preprocessing.squad_files import answer_problem
 from .protocol import _without_row, infer_rows, Task
 
-# %% ../../nbs/tasks/06p_question_answering.ipynb #21a03819
+# %% ../../nbs/tasks/06p_question_answering.ipynb #703fa9fb
 def best_spans(start_scores:torch.Tensor, # (batch, seq)
                end_scores:torch.Tensor, # (batch, seq)
                readable:torch.Tensor, # (batch, seq), True where a token is of the context
                longest:int, # tokens of the longest answer
               ) -> tuple: # first token, last token, score; each (batch,)
-    "The pair with the highest sum that lies in the context and is not too long; the first of equals."
+    "The pair with the highest sum in the context that is not too long; the first of equals."
     starts = start_scores.float().masked_fill(~readable, -torch.inf)
     ends = end_scores.float().masked_fill(~readable, -torch.inf)
     ends = nn.functional.pad(ends, (0, longest - 1), value=-torch.inf).unfold(1, longest, 1)
@@ -49,15 +49,16 @@ def _places(encoding, context):
         places.append((a, b) if part == 1 and a < b else (-1, -1))
     return places
 
-# %% ../../nbs/tasks/06p_question_answering.ipynb #68cee168
+# %% ../../nbs/tasks/06p_question_answering.ipynb #bd2f7d97
 def _check_questions(task, questions):
     "Refuse questions that leave no room for a text. Raises `DataError`."
     special = task.tokenizer.num_special_tokens_to_add(pair=True)
     room = task.max_length - special - 2*task.stride
     with quiet():
         ids = task.tokenizer(questions, add_special_tokens=False)["input_ids"]
-    problems = [(f"row {i}", f"the question has {len(row):,} tokens; at most {room} leave room for "
-                 "the text") for i, row in enumerate(ids) if len(row) > room]
+    said = "the question has {:,} tokens; at most {} leave room for the text"
+    problems = [(f"row {i}", said.format(len(row), room)) for i, row in enumerate(ids)
+                if len(row) > room]
     if problems:
         raise DataError.from_problems(problems, remedy="ask shorter, or set a larger max_length")
 
@@ -102,7 +103,7 @@ def _answer_places(rows):
         raise DataError.from_problems(problems, remedy="count answer_start in characters from 0")
     return found
 
-# %% ../../nbs/tasks/06p_question_answering.ipynb #c010b19e
+# %% ../../nbs/tasks/06p_question_answering.ipynb #7fd4b922
 class Found(NamedTuple):
     "The best span of a context."
     start:int # its first character
@@ -111,6 +112,7 @@ class Found(NamedTuple):
 
 _NOTHING = Found(0, 0, -1e9)
 
+# %% ../../nbs/tasks/06p_question_answering.ipynb #5b31a71e
 def found_texts(found:list[Found], # of each row
                 contexts:list[str], # of each row
                 threshold:float=0., # answered above it
@@ -119,15 +121,13 @@ def found_texts(found:list[Found], # of each row
     return [context[f.start:f.end] if f.score > threshold else ""
             for f, context in zip(found, contexts)]
 
-# %% ../../nbs/tasks/06p_question_answering.ipynb #09a7a8a8
+# %% ../../nbs/tasks/06p_question_answering.ipynb #db24068d
 def choose_null_threshold(found:list[Found], # of each validation row
                           rows, # with `context` and `answers`
                          ) -> float: # answer above it
     "The threshold with the best F1 on these rows."
     texts = found_texts(found, rows["context"], -np.inf)
-    answers = [answers["text"] or [""] for answers in rows["answers"]]
-    gains = [max(answer_f1(one, text) for one in there) - (there == [""])
-             for there, text in zip(answers, texts)]
+    gains = list(map(_gain, rows["answers"], texts))
     scores = np.array([f.score for f in found])
     order = np.argsort(-scores, kind="stable")
     ranked = np.r_[scores[order[0]] + 1, scores[order], scores[order[-1]] - 1]
@@ -135,6 +135,11 @@ def choose_null_threshold(found:list[Found], # of each validation row
     possible = ranked[1:] < ranked[:-1] # equal scores go together
     best = np.where(possible, total, -np.inf).argmax()
     return float((ranked[best] + ranked[best + 1])/2)
+
+def _gain(answers, text):
+    "How much better a text is than silence."
+    there = answers["text"] or [""]
+    return max(answer_f1(one, text) for one in there) - (there == [""])
 
 # %% ../../nbs/tasks/06p_question_answering.ipynb #2e418059
 class _MarkedAnswers:
@@ -228,7 +233,7 @@ class QuestionAnswering(_MarkedAnswers, _SpanScores, Task):
     def example(self):
         return _EXAMPLE
 
-# %% ../../nbs/tasks/06p_question_answering.ipynb #6377b8c0
+# %% ../../nbs/tasks/06p_question_answering.ipynb #3b25df59
 def _label(task, features, places):
     "Give each window its targets; count the answers that no window has whole."
     held = set()
@@ -238,6 +243,7 @@ def _label(task, features, places):
             held.add(feature["row"])
     task.truncated = sum(bool(there) and row not in held for row, there in enumerate(places))
 
+# %% ../../nbs/tasks/06p_question_answering.ipynb #c8c43b1e
 _EXAMPLE = """import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
