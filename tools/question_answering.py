@@ -25,7 +25,7 @@ from sftbook.trainer import TrainingConfig
 
 SYSTEMS = {"en": ("overlap", "line after", "minilm", "e5-small"),
            "zh": ("overlap", "line after", "sftbook-zh", "e5-small")}
-RATES = {"minilm": 1e-4, "e5-small": 1e-4, "sftbook-zh": 3e-4}
+RATES = {"minilm": 2e-4, "e5-small": 1e-4, "sftbook-zh": 3e-4}
 PARTS = {}
 
 
@@ -100,7 +100,8 @@ def trained(s):
     began = time.process_time()
     tuned = fine_tune(task, rows, config=config, checkpoints=place, resume=place.exists())
     seconds = time.process_time() - began
-    task.threshold = choose_null_threshold(predict(task, tuned.model, validation), validation)
+    known = predict(task, tuned.model, validation)
+    task.threshold = choose_null_threshold(known, validation)
     test = some(splits["test"], s["test_rows"], 0)
     found = predict(task, tuned.model, test)
     if s["seed"] == 0 and s["keep"]:
@@ -111,8 +112,7 @@ def trained(s):
     shutil.rmtree(place, ignore_errors=True)
     return dict(threshold=task.threshold, cut=tuned.truncated, trained_rows=len(rows),
                 cpu_seconds=round(seconds), test=judged(found, test, task.threshold),
-                validation=judged(predict(task, tuned.model, validation), validation,
-                                  task.threshold), rows=details(found, test))
+                validation=judged(known, validation, task.threshold), rows=details(found, test))
 
 
 def main():
@@ -139,7 +139,7 @@ def main():
                     continue
                 if learns:
                     s |= dict(train_rows=a.train_rows, epochs=a.epochs, seed=seed,
-                              learning_rate=RATES[system], batch_size=16, max_length=256,
+                              learning_rate=RATES[system], batch_size=8, max_length=256,
                               stride=64, validation_rows=a.validation_rows,
                               test_rows=a.test_rows, keep=a.keep)
                 done = _find(a.file, s) is not None
