@@ -20,10 +20,11 @@ from typing import Annotated, Optional
 
 import typer
 
-# %% ../nbs/08_cli.ipynb #01a522b2
+# %% ../nbs/08_cli.ipynb #35de5ac0
 from .core import (
     ConfigError, DataError, RunStopped, SftbookError, counted, is_main_process)
 from .folders import reserve_folder
+from .knowledge_commands import ask, kb
 from .run_options import (Config, check_options, check_same_options, check_unused,
                                  options_kept, run_file, save_or_rescue, use_device)
 from .terminal import (
@@ -32,8 +33,8 @@ from .terminal import (
     Replace, Resume, Run, Seed, Stopped, Sure, TaskName, TestData, TestSize, Text, Unlabelled,
     ValidationSize, Weights, help_of, in_options, message, option, tolerant_streams)
 
-# %% ../nbs/08_cli.ipynb #f42e1552
-_HELP = "Fine-tune language models on labelled texts: fetch, train, evaluate, predict."
+# %% ../nbs/08_cli.ipynb #ba4e1dd3
+_HELP = "Fine-tune language models on labelled texts: fetch, train, evaluate, predict; kb, ask."
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None,
                   pretty_exceptions_enable=False, help=_HELP)
 
@@ -391,6 +392,10 @@ def _report_answers(answered, o):
         print(line, file=stream)
     if o.output:
         print(f"{counted(answered.rows, 'answer')} in {o.output}")
+
+# %% ../nbs/08_cli.ipynb #19a300e6
+app.add_typer(kb, name="kb")
+app.command(cls=Command, epilog='sftbook ask runs/desk "How do I print?"')(ask)
 
 # %% ../nbs/08_cli.ipynb #23b566db
 if __name__ == "__main__" and "__file__" in globals():
