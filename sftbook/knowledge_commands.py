@@ -22,7 +22,7 @@ kb = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Knowledge ba
 def _commands():
     "Keeps the command's name, also when there is only one."
 
-# %% ../nbs/07k_knowledge_commands.ipynb #4658a3e4
+# %% ../nbs/07k_knowledge_commands.ipynb #f1a10fbc
 _BUILD = "sftbook kb build handbook --output runs/desk"
 
 @kb.command(cls=Command, epilog=_BUILD)
@@ -39,7 +39,7 @@ def build(folder:Annotated[Path, typer.Argument(help="Markdown, HTML, text, CSV 
         save_knowledge_base(KnowledgeBase(sections, notes), output, overwrite)
     files = len({section.source for section in sections})
     asked = sum(section.is_faq for section in sections)
-    print(f"{len(sections):,} sections of {files:,} files, {asked:,} of them questions with answers")
+    print(f"{len(sections):,} sections of {files:,} files, {asked:,} of them with a question")
     print("\n".join([*notes, f'\nSaved in {output}. To use it:\n\n  sftbook ask {output} "..."']))
 
 # %% ../nbs/07k_knowledge_commands.ipynb #696db7ab

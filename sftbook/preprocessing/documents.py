@@ -31,7 +31,7 @@ class Section:
     def place(self):
         return f"{self.source}, line {self.line}"
 
-# %% ../../nbs/preprocessing/02s_documents.ipynb #6e3d9e0d
+# %% ../../nbs/preprocessing/02s_documents.ipynb #a38cda44
 def _in_pieces(source, heading, lines, room=1500):
     "Sections of numbered paragraphs that belong to one heading."
     found, taken = [], []
@@ -41,8 +41,10 @@ def _in_pieces(source, heading, lines, room=1500):
             taken = []
         taken.append((number, line))
     groups = [*found, taken] if taken else found
-    return [Section(source, group[0][0], heading, "\n".join(text for _, text in group))
-            for group in groups]
+    return [Section(source, group[0][0], heading, _joined(group)) for group in groups]
+
+def _joined(numbered):
+    return "\n".join(text for _, text in numbered)
 
 # %% ../../nbs/preprocessing/02s_documents.ipynb #73460f8c
 def _headed(source, marked):
@@ -99,11 +101,11 @@ class _Page(HTMLParser):
             self.begun = self.begun if self.pieces else self.getpos()[0]
             self.pieces.append(data)
 
-# %% ../../nbs/preprocessing/02s_documents.ipynb #4e34acf7
+# %% ../../nbs/preprocessing/02s_documents.ipynb #011079d1
 _HEADINGS = {f"h{n}" for n in range(1, 7)}
 _NO_TEXT = {"script", "style", "nav", "template", "noscript", "head"}
-_BLOCK = _HEADINGS | set("p div li tr td th table ul ol dl dt dd section article main header footer "
-                         "pre blockquote br hr body form".split())
+_BLOCK = _HEADINGS | set("p div li tr td th table ul ol dl dt dd section article main header "
+                         "footer pre blockquote br hr body form".split())
 
 def _html(source, lines):
     page = _Page()
