@@ -18,12 +18,13 @@ from typing import Annotated, Optional
 
 import typer
 
-# %% ../nbs/08_cli.ipynb #49c3d00f
+# %% ../nbs/08_cli.ipynb #92d110ab
 from .core import (
     ConfigError, DataError, RunStopped, SftbookError, counted, is_main_process)
 from .doctor import doctor
 from .export import export
 from .folders import reserve_folder
+from .knowledge_commands import ask, kb
 from .run_options import (Config, check_options, check_same_options, check_unused,
                                  options_kept, run_file, save_or_rescue, use_device)
 from .serve_command import serve
@@ -351,10 +352,12 @@ def _report_answers(answered, o):
     if o.output:
         print(f"{counted(answered.rows, 'answer')} in {o.output}")
 
-# %% ../nbs/08_cli.ipynb #46ea229f
+# %% ../nbs/08_cli.ipynb #6057b5e1
 app.command(cls=Command, epilog="sftbook doctor minilm")(doctor)
 app.command(cls=Command, epilog="sftbook export runs/a --data june.csv --output runs/small")(export)
 app.command(cls=Command, epilog="sftbook serve runs/feedback")(serve)
+app.add_typer(kb, name="kb")
+app.command(cls=Command, epilog='sftbook ask runs/desk "How do I print?"')(ask)
 
 # %% ../nbs/08_cli.ipynb #23b566db
 if __name__ == "__main__" and "__file__" in globals():

@@ -152,7 +152,8 @@ _ELSEWHERE = { # where the tasks of this book are; imported when a run asks for 
     "MultiLabelClassification": "sftbook.tasks.multi_label",
     "ConstrainedTagging": "sftbook.tasks.structured_tagging",
     "CRFTagging": "sftbook.tasks.structured_tagging",
-    "SpanTagging": "sftbook.tasks.span_tagging"}
+    "SpanTagging": "sftbook.tasks.span_tagging",
+    "QuestionAnswering": "sftbook.tasks.question_answering"}
 
 # %% ../../nbs/tasks/06d_saved_runs.ipynb #abab63ee
 def load_run(folder:str|Path, # of a saved run
