@@ -208,7 +208,8 @@ def _training_config(o):
 def _train(o):
     "All of `train`, once its options are checked and its place is reserved."
     from sftbook.model import check_max_length
-    from sftbook.tasks.recipes import RECIPES, measure, prepare_rows, train_model
+    from sftbook.tasks.other_recipes import RECIPES
+    from sftbook.tasks.recipes import measure, prepare_rows, train_model
     from sftbook.tasks.saved_runs import save_run
     config, recipe = _training_config(o), RECIPES[o.task](o)
     use_device(o.device)
@@ -262,7 +263,7 @@ def evaluate(ctx:typer.Context, run:Run,
              text:Text="text", label:Label="label", merge_labels:Merge=False,
              delimiter:Delimiter=None, max_characters:Longest=100_000, device:Device=None):
     "Measure a saved run on labelled rows."
-    from sftbook.tasks.recipes import recipe_of
+    from sftbook.tasks.other_recipes import recipe_of
     from sftbook.tasks.protocol import predict
     from sftbook.tasks.saved_runs import load_run
     use_device(device)

@@ -82,7 +82,7 @@ def check_options(o:SimpleNamespace, # all options of `train`
 def check_unused(ctx:typer.Context, # of `train`, with what was typed
                 ) -> None:
     "Refuse options that were given and mean nothing for these rows."
-    from sftbook.tasks.recipes import RECIPES
+    from sftbook.tasks.other_recipes import RECIPES
     task = ctx.params["task"]
     given = [n for n in RECIPES[task].unused if ctx.get_parameter_source(n).name == "COMMANDLINE"]
     if given:

@@ -33,7 +33,7 @@ class TrainingConfig:
     ema_decay:float|None = None # of the moving average of the weights; none is kept when None
     seed:int = 42 # of the order of rows, dropout and augmentation
     bf16:bool|None = None # True or False; None: where the hardware is faster with it
-    attn_implementation:str|None = None # "eager" or "sdpa"; None: what a measurement found faster
+    attn_implementation:str|None = None # "eager", "lean" or "sdpa"; None: what is measured faster
     eval_steps:int|None = None # updates between evaluations; None: at the end of each epoch
     save_steps:int|None = None # updates between checkpoints; None: at the end of each epoch
     save_seconds:float|None = None # longest time between checkpoints, beside `save_steps`
@@ -71,7 +71,7 @@ def _setting_problem(name, value):
 # %% ../nbs/03a_settings.ipynb #8bc233cb
 _DECAYS = ("linear", "cosine", "constant") # which the share that is left decides
 _SCHEDULES = (*_DECAYS, "inverse_sqrt", "reduce_lr_on_plateau")
-_CHOICES = dict(lr_scheduler_type=_SCHEDULES, attn_implementation=("eager", "sdpa", None),
+_CHOICES = dict(lr_scheduler_type=_SCHEDULES, attn_implementation=("eager", "lean", "sdpa", None),
                 bf16=(True, False, None), greater_is_better=(True, False, None),
                 gradual_unfreezing=(True, False))
 

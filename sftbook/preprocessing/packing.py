@@ -110,7 +110,7 @@ def check_packing(model, # to be trained
         raise ConfigError(f"rows of a pack see each other: a loss changes by {worst:.1%}",
                           where=type(model).__name__,
                           remedy="train without packing, or use collate_packs with attention "
-                                 "that adds a mask (eager or sdpa)")
+                                 "that adds a mask (eager, lean or sdpa)")
     return worst
 
 # %% ../../nbs/preprocessing/02k_packing.ipynb #aeae6472
