@@ -26,7 +26,7 @@ from ..trained_parts import head_only, weights_fingerprint
 from ..trainer import check_best_metric, Trainer, TrainingConfig, TrainingResult
 from ..preprocessing.encoding import fingerprint, length_batches
 
-# %% ../../nbs/tasks/06_protocol.ipynb #2c02bad5
+# %% ../../nbs/tasks/06_protocol.ipynb #dc44ff77
 class _Defaults:
     "Answers that fit most tasks."
     pipeline_tag:ClassVar[str] = "text-classification" # what transformers calls this kind of model
@@ -34,6 +34,7 @@ class _Defaults:
     answers_texts:ClassVar[bool] = True # whether `SavedRun.predict` has an answer for a text
     reads_tokens:ClassVar[bool] = False # whether an input may be a list of tokens
     augment:ClassVar[Callable|None] = None # (features, numpy Generator) -> features
+    encode_inputs:ClassVar[Callable|None] = None # rows -> features for predictions; None: `encode`
 
     def infer(self, model, batch):
         return model(**{k: v for k, v in batch.items() if k != "labels"}).logits
@@ -161,7 +162,7 @@ def _without_row(features):
         kept.append({k: v for k, v in feature.items() if k != "row"})
     return kept
 
-# %% ../../nbs/tasks/06_protocol.ipynb #5a88baed
+# %% ../../nbs/tasks/06_protocol.ipynb #99cf5b1c
 def infer_rows(task:Task, # says how to encode, collate and infer
                model:nn.Module, # trained
                rows, # labelled or not
@@ -169,7 +170,7 @@ def infer_rows(task:Task, # says how to encode, collate and infer
                batch_size:int=32, # features of one forward pass
               ) -> list: # answers in the order of `rows`
     "Run the model over every row, without gradients; keep what `read` makes of each batch."
-    features = task.encode(rows)
+    features = (getattr(task, "encode_inputs", None) or task.encode)(rows)
     lengths = [len(f["input_ids"]) for f in features]
     device, answers = next(model.parameters()).device, [None]*len(features)
     exact = "float32" if device.type == "cpu" else None # as everybody who opens the model computes
