@@ -6,14 +6,14 @@
 __all__ = ['PROGRAMS', 'REFUSAL', 'WORDINGS', 'HELD_OUT_TASKS', 'HelpBlock', 'help_blocks', 'item_runs', 'from_items',
            'help_instructions', 'instruction_problems', 'obeys_form', 'instruction_parts']
 
-# %% ../../nbs/preprocessing/02p_help_instructions.ipynb #f4b1586d
+# %% ../../nbs/preprocessing/02p_help_instructions.ipynb #543b6e1b
 import random
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from ..core import ConfigError, counted
+from ..core import ConfigError
 from ..help_pages import help_elements
 from ..help_sections import help_part
 from .conversation_filters import (copies_filter, filter_conversations,
@@ -74,7 +74,7 @@ def item_runs(blocks:list[HelpBlock], # of a page
         runs, run = [*runs, run], [block] if _is_item(block) else []
     return [run for run in runs if len(run) >= 3]
 
-# %% ../../nbs/preprocessing/02p_help_instructions.ipynb #66a86e60
+# %% ../../nbs/preprocessing/02p_help_instructions.ipynb #ca8575d9
 PROGRAMS = {"swriter": "Writer", "scalc": "Calc", "simpress": "Impress", "sbasic": "Basic",
             "sdatabase": "Base", "smath": "Math"} # folder of a page -> the program it is about
 _PROGRAM_NAMES = ", ".join([*PROGRAMS.values()][:-1]) + " or Math"
@@ -85,7 +85,7 @@ _ASK = ('What does the passage say about "{name}"?', 'Explain "{name}" with the 
 WORDINGS = { # the last one of each is for measuring
     "answer": tuple(text + _ELSE for text in _ASK),
     "refuse": tuple(text + _ELSE for text in _ASK),
-    "summary": ("Summarise the passage in one sentence.", "What is the passage about? One sentence.",
+    "summary": ("Summarise the passage in one sentence.", "What is it about? One sentence.",
                 "Say in one sentence what matters here.", "Sum this up in a single sentence."),
     "title": ("Give the passage a title.", "Which heading fits the passage?",
               "Write a short heading for this text.", "What would be a good title?"),
