@@ -146,12 +146,12 @@ def _refusals(refusal, texts, references):
     return {**_rate("refused", [s for s, r in zip(said, right) if r]),
             **_rate("refused_falsely", [s for s, r in zip(said, right) if not r])}
 
-# %% ../../nbs/tasks/06q_chat.ipynb #99c2764c
+# %% ../../nbs/tasks/06q_chat.ipynb #944be937
 def reply_scores(references:list[str], # (rows,) right answers
                  texts:list[str], # (rows,) given answers
                 ) -> dict[str, Score]: # by name
-    "Exact match, token F1 and ROUGE-L of answers."
-    return dict(exact_match=exact_match(references, texts), token_f1=token_f1(references, texts),
+    "Token F1, exact match and ROUGE-L of answers."
+    return dict(token_f1=token_f1(references, texts), exact_match=exact_match(references, texts),
                 rougeL=rouge(references, texts)["ROUGE-L"])
 
 # %% ../../nbs/tasks/06q_chat.ipynb #50820e38
@@ -211,7 +211,7 @@ def _compared(rows, ours, theirs):
     only = int((right > others).sum()), int((others > right).sum())
     return PairedTest(test.difference, test.p_value, *only)
 
-# %% ../../nbs/tasks/06q_chat.ipynb #b2bf39ed
+# %% ../../nbs/tasks/06q_chat.ipynb #8dc09f5e
 @dataclass
 class ChatTuning(_Judging, Task):
     "Answer as conversations do. Rows are those of `load_conversations`."
@@ -250,7 +250,7 @@ class ChatTuning(_Judging, Task):
         model.generation_config.max_new_tokens = self.max_new_tokens
         super().save_model(folder, model)
 
-ChatTuning.directions = dict(exact_match=True, token_f1=True, rougeL=True, stopped=True,
+ChatTuning.directions = dict(token_f1=True, exact_match=True, rougeL=True, stopped=True,
                              refused=True, refused_falsely=False)
 
 # %% ../../nbs/tasks/06q_chat.ipynb #46b59ce8
