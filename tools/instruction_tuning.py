@@ -31,7 +31,7 @@ from sftbook.tasks.protocol import fine_tune, predict
 
 RESULTS = Path(__file__).resolve().parent.parent / "nbs" / "cases" / "instruction_runs.jsonl"
 RATES = {"lora": 1e-3, "full": 5e-5}
-CHUNK = 12  # questions that are answered at a time
+CHUNK = 24  # questions that are answered at a time
 
 
 @dataclass(frozen=True)
