@@ -17,7 +17,7 @@ from .core import ConfigError, DataError
 from .run_options import use_device
 from .terminal import Device, Seed, option
 
-# %% ../nbs/07k_terminal_chat.ipynb #ca79468a
+# %% ../nbs/07k_terminal_chat.ipynb #966d017a
 class Talk:
     "A conversation with a model."
     def __init__(self,
@@ -25,7 +25,8 @@ class Talk:
                  model, # of the task, in evaluation mode
                  choose:Callable|None=None, # logits -> tokens; None: the most probable one
                 ):
-        self.task, self.model, self.choose, self.messages = task, model, choose, []
+        self.task, self.model, self.choose = task, model, choose
+        self.messages = [] # said so far
 
     def ask(self, question:str, # of the user
            ) -> Iterator[str]: # pieces of the answer
@@ -93,7 +94,7 @@ def _typed(mark="> "):
 def _write(text):
     print(text, end="", flush=True)
 
-# %% ../nbs/07k_terminal_chat.ipynb #82ea1b9d
+# %% ../nbs/07k_terminal_chat.ipynb #44fe18e9
 def _open(run, system, tokens):
     "Task and model of a run, or of a checkpoint. Raises `ConfigError`, `CheckpointError`."
     from sftbook.tasks.chat import ChatTuning
@@ -102,7 +103,7 @@ def _open(run, system, tokens):
         saved = load_run(run)
         task, model = saved.task, saved.model
     else:
-        task = ChatTuning(str(run))
+        task = ChatTuning(str(run), max_length=64) # it is asked, not trained
         model = task.init_model().eval()
     if not isinstance(task, ChatTuning):
         raise ConfigError(f"{type(task).__name__} does not talk", where=str(run),

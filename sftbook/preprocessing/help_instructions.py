@@ -174,7 +174,7 @@ def _ask(made, part, rng):
     asked = f"{made['passage']}\n\n{question.format(**slots) if slots else question}"
     return [dict(role="user", content=asked), dict(role="assistant", content=made["answer"])]
 
-# %% ../../nbs/preprocessing/02p_help_instructions.ipynb #236342f1
+# %% ../../nbs/preprocessing/02p_help_instructions.ipynb #d532c227
 def _of_page(name, elements, strangers, rng):
     "All that the rules make of a page."
     blocks = help_blocks(elements)
@@ -186,14 +186,16 @@ def _of_page(name, elements, strangers, rng):
         made += from_items(run, rng.choice(strangers), rng)
     return made
 
+def _item_names(elements):
+    return [block.heading for run in item_runs(help_blocks(elements)) for block in run]
+
+# %% ../../nbs/preprocessing/02p_help_instructions.ipynb #4f1bedfa
 def help_instructions(seed:int=0, # of the draws
                      ): # Dataset of `load_conversations`; `about` has task, page and part
     "All conversations that the rules make of the English help pages."
     from datasets import Dataset
     pages = [(name, list(rows)) for name, rows in groupby(help_elements(), lambda e: e["page"])]
-    items = {name: [b.heading for r in item_runs(help_blocks(rows)) for b in r]
-             for name, rows in pages}
-    found = []
+    items, found = {name: _item_names(rows) for name, rows in pages}, []
     for name, rows in pages:
         part, rng = help_part(name), random.Random(f"{seed} {name}")
         others = [page for page in items if items[page] and page != name]

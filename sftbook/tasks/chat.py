@@ -64,7 +64,7 @@ def answer_of(messages:list[dict], # a conversation that ends with an answer
     "The last answer."
     return messages[-1]["content"]
 
-# %% ../../nbs/tasks/06q_chat.ipynb #31cb4209
+# %% ../../nbs/tasks/06q_chat.ipynb #84fb0f80
 class _Prompts:
     "How conversations are read, and how prompts are."
     @cached_property
@@ -83,10 +83,7 @@ class _Prompts:
         done = encode_conversations(talks, self.tokenizer, self.max_length, stop=self.stop,
                                     too_long="cut" if self.cut else "refuse")
         self.truncated = len(done.cut)
-        return [self.all_learnt(f) for f in done.features] if self.learn == "all" else done.features
-
-    def all_learnt(self, feature):
-        return {**feature, "labels": [-100, *feature["input_ids"][1:]]}
+        return list(map(_all_learnt, done.features)) if self.learn == "all" else done.features
 
     def prompt(self, messages):
         with quiet():
@@ -101,13 +98,19 @@ class _Prompts:
             raise DataError.from_problems(long, remedy="shorten the questions")
         return [dict(input_ids=ids) for ids in prompts]
 
-# %% ../../nbs/tasks/06q_chat.ipynb #a717911b
+# %% ../../nbs/tasks/06q_chat.ipynb #0444ff66
+def _all_learnt(feature):
+    "The same, with the question to be learnt as well."
+    return {**feature, "labels": [-100, *feature["input_ids"][1:]]}
+
+# %% ../../nbs/tasks/06q_chat.ipynb #dbe7d8a5
 class Reply(NamedTuple):
     "What a model has answered."
     text:str # without control tokens
     stopped:bool # whether it ended by itself; else it was cut
     tokens:int # that were written, the stop included
 
+# %% ../../nbs/tasks/06q_chat.ipynb #c6eec497
 class _Batches(_Prompts):
     "Batches, and what the model makes of them."
     def collate(self, features):
@@ -131,10 +134,11 @@ class _Batches(_Prompts):
         text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
         return Reply(text, tokens[-1] in self.stops, len(tokens))
 
-# %% ../../nbs/tasks/06q_chat.ipynb #41a13a28
+# %% ../../nbs/tasks/06q_chat.ipynb #e740ca02
 def _same_text(a, b):
     return exact_match([a], [b]).value == 1
 
+# %% ../../nbs/tasks/06q_chat.ipynb #6e2295ef
 def _rate(name, values):
     "A share of rows, by name; nothing where there are none."
     return {name: wilson_interval(sum(values), len(values))} if values else {}
@@ -154,7 +158,7 @@ def reply_scores(references:list[str], # (rows,) right answers
     return dict(token_f1=token_f1(references, texts), exact_match=exact_match(references, texts),
                 rougeL=rouge(references, texts)["ROUGE-L"])
 
-# %% ../../nbs/tasks/06q_chat.ipynb #50820e38
+# %% ../../nbs/tasks/06q_chat.ipynb #0cbce66d
 def by_kind(rows, # conversations; `about` has the kind
             column:str="task", # of `about`
            ) -> dict[str, list[int]]: # kind -> numbers of its rows; none where no row has one
@@ -165,6 +169,7 @@ def by_kind(rows, # conversations; `about` has the kind
             kinds.setdefault(str(about[column]), []).append(i)
     return dict(sorted(kinds.items()))
 
+# %% ../../nbs/tasks/06q_chat.ipynb #d3c5e7b6
 def documents(rows, # conversations; `about` may have the document
               column:str="page", # of `about`
              ) -> list|None: # of each row; None where a row has none
@@ -173,7 +178,7 @@ def documents(rows, # conversations; `about` may have the document
     names = [(about or {}).get(column) for about in abouts]
     return None if None in names else names
 
-# %% ../../nbs/tasks/06q_chat.ipynb #c7e2220a
+# %% ../../nbs/tasks/06q_chat.ipynb #21c356d5
 class _Judging(_Batches):
     "Reports on replies."
     def metrics(self, predictions, rows, baselines=None):
@@ -195,17 +200,23 @@ class _Judging(_Batches):
             found |= _refusals(self.refusal, texts, references)
         kinds = by_kind(rows)
         for kind, numbers in kinds.items() if len(kinds) > 1 else ():
-            mine = reply_scores([references[i] for i in numbers], [texts[i] for i in numbers])
-            where = pages and [pages[i] for i in numbers]
-            found |= {f"{kind}: {n}": score_interval(mine[n], where)
-                      for n in ("exact_match", "rougeL")}
+            found |= _scores_of(kind, numbers, references, texts, pages)
         return found
 
-# %% ../../nbs/tasks/06q_chat.ipynb #e00e22c4
+# %% ../../nbs/tasks/06q_chat.ipynb #696069f6
+def _scores_of(kind, numbers, references, texts, pages):
+    "Two scores of some of the rows, with the name of their kind in front."
+    mine = reply_scores([references[i] for i in numbers], [texts[i] for i in numbers])
+    where = pages and [pages[i] for i in numbers]
+    return {f"{kind}: {name}": score_interval(mine[name], where)
+            for name in ("exact_match", "rougeL")}
+
+# %% ../../nbs/tasks/06q_chat.ipynb #77fc3ea7
 def _compared(rows, ours, theirs):
     "A paired test of token F1, and how many rows only one side has exactly right."
     references = [answer_of(messages) for messages in rows["messages"]]
-    a, b = (reply_scores(references, [reply.text for reply in side]) for side in (ours, theirs))
+    a = reply_scores(references, [reply.text for reply in ours])
+    b = reply_scores(references, [reply.text for reply in theirs])
     test = score_test(a["token_f1"], b["token_f1"], documents(rows))
     right, others = (side["exact_match"].rows[:, 0] for side in (a, b))
     only = int((right > others).sum()), int((others > right).sum())
@@ -253,7 +264,7 @@ class ChatTuning(_Judging, Task):
 ChatTuning.directions = dict(token_f1=True, exact_match=True, rougeL=True, stopped=True,
                              refused=True, refused_falsely=False)
 
-# %% ../../nbs/tasks/06q_chat.ipynb #46b59ce8
+# %% ../../nbs/tasks/06q_chat.ipynb #07ce23b1
 def asked_rows(inputs:Iterable, # texts, or lists of messages
               ): # Dataset of `messages`
     "Questions that somebody asks, as conversations. Raises `DataError`."
@@ -263,8 +274,10 @@ def asked_rows(inputs:Iterable, # texts, or lists of messages
              for i, talk in enumerate(talks) if not _asks(talk)]
     if wrong:
         raise DataError.from_problems(wrong, remedy="give texts, or lists of messages")
-    plain = [[dict(role=m["role"], content=m["content"]) for m in talk] for talk in talks]
-    return Dataset.from_dict({"messages": plain})
+    return Dataset.from_dict({"messages": list(map(_plain, talks))})
+
+def _plain(talk):
+    return [dict(role=message["role"], content=message["content"]) for message in talk]
 
 def _asks(talk):
     "Whether this is a conversation that waits for an answer."

@@ -33,7 +33,7 @@ def answer_log_probs(model, # a causal model of transformers
                              reduction="none")
     return losses.new_zeros(len(targets)).index_add(0, rows, -losses)
 
-# %% ../../nbs/tasks/06r_preferences.ipynb #8fe68f1c
+# %% ../../nbs/tasks/06r_preferences.ipynb #43f318ca
 @torch.no_grad()
 def preference_features(task, # a `ChatTuning`
                         model, # at the start
@@ -44,15 +44,17 @@ def preference_features(task, # a `ChatTuning`
     pairs, found = list(zip(task.encode(chosen), task.encode(rejected), strict=True)), []
     model.eval()
     for n, (better, worse) in enumerate(pairs):
-        first = min(f["labels"].index(next(i for i in f["labels"] if i != -100))
-                    for f in (better, worse))
-        if better["input_ids"][:first] != worse["input_ids"][:first]:
+        if _question(better) != _question(worse):
             raise DataError("the questions differ", where=f"pair {n}",
                             remedy="give two answers to one question")
         batch = collate_answers([better, worse], task.tokenizer.pad_token_id)
-        found.append(dict(better, worse=worse,
-                          start=answer_log_probs(model, batch).tolist()))
+        start = answer_log_probs(model, batch).tolist()
+        found.append(dict(better, worse=worse, start=start))
     return found
+
+def _question(feature):
+    "Tokens in front of what is learnt."
+    return [i for i, label in zip(feature["input_ids"], feature["labels"]) if label == -100]
 
 # %% ../../nbs/tasks/06r_preferences.ipynb #774d1f38
 class DPO:
