@@ -18,7 +18,7 @@ from typing import Annotated, Optional
 
 import typer
 
-# %% ../nbs/08_cli.ipynb #92d110ab
+# %% ../nbs/08_cli.ipynb #81305f45
 from .core import (
     ConfigError, DataError, RunStopped, SftbookError, counted, is_main_process)
 from .doctor import doctor
@@ -26,13 +26,15 @@ from .export import export
 from .folders import reserve_folder
 from .knowledge_commands import ask, kb
 from .run_options import (Config, check_options, check_same_options, check_unused,
-                                 options_kept, run_file, save_or_rescue, use_device)
+                                 options_kept, run_file, save_or_rescue, use_device,
+                                 usual_options)
 from .serve_command import serve
 from .terminal import (
     Answers, BatchSize, Bf16, Checkpoint, Checkpoints, Command, Delimiter, Device, Epochs,
     Label, Longest, LongTexts, Lora, MaxLength, Merge, Metric, MinRows, Output, Patience, Rate,
     Replace, Resume, Run, Seed, Stopped, Sure, TaskName, TestData, TestSize, Text, Unlabelled,
     ValidationSize, Weights, help_of, in_options, message, option, tolerant_streams)
+from .terminal_chat import chat
 
 # %% ../nbs/08_cli.ipynb #7b804be0
 _HELP = "Fine-tune language models on labelled texts: fetch, train, evaluate, predict, serve."
@@ -112,7 +114,7 @@ def fetch(name:Annotated[Optional[str], typer.Argument(help="corpus or checkpoin
 # %% ../nbs/08_cli.ipynb #90aeb066
 _TRAIN = "sftbook train --data feedback.csv --text comment --label topic --output runs/feedback"
 
-# %% ../nbs/08_cli.ipynb #52ba9508
+# %% ../nbs/08_cli.ipynb #f875e5ce
 @app.command(cls=Command, epilog=_TRAIN)
 def train(ctx:typer.Context,
           data:Annotated[str, option("Rows", "corpus, or .csv, .tsv, .jsonl, .parquet file")],
@@ -127,9 +129,7 @@ def train(ctx:typer.Context,
           output:Output=Path("runs/latest"), overwrite:Replace=False, checkpoints:Checkpoints=None,
           resume:Resume=False, config:Config=None):
     "Fine-tune a classifier on labelled texts, measure it on rows put aside, and save it."
-    options = SimpleNamespace(**ctx.params)
-    if learning_rate is None:
-        options.learning_rate = 1e-3 if lora else 5e-5
+    options = usual_options(ctx)
     check_options(options)
     check_unused(ctx)
     check_same_options(options)
@@ -153,11 +153,12 @@ def _one_process_speaks(output, overwrite):
         with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
             yield
 
-# %% ../nbs/08_cli.ipynb #c4ca1911
+# %% ../nbs/08_cli.ipynb #e1544817
 def _training_config(o):
     "The options as the trainer wants them."
     from sftbook.trainer import TrainingConfig
-    usual = {"multi-label": "f1_micro", "entities": "f1"}.get(o.task, "accuracy")
+    by_task = {"multi-label": "f1_micro", "entities": "f1", "chat": "token_f1"}
+    usual = by_task.get(o.task, "accuracy")
     best = (o.metric or usual) if o.validation_size else None
     return TrainingConfig(
         learning_rate=o.learning_rate, num_train_epochs=o.epochs, seed=o.seed, bf16=o.bf16,
@@ -216,7 +217,7 @@ or in Python, with plain transformers:
   model = pipeline("{task.pipeline_tag}", "{output}")
   model({task.usage()})"""
 
-# %% ../nbs/08_cli.ipynb #13ae5f61
+# %% ../nbs/08_cli.ipynb #44bbd5fc
 @app.command(cls=Command, epilog="sftbook evaluate runs/feedback --data june.csv")
 def evaluate(ctx:typer.Context, run:Run,
              data:Annotated[str, option("Rows", "labelled rows it was not trained on")],
@@ -229,7 +230,7 @@ def evaluate(ctx:typer.Context, run:Run,
     use_device(device)
     saved = load_run(run)
     recipe = recipe_of(saved.task)(SimpleNamespace(**ctx.params))
-    rows = recipe.load(data, saved.task.labels)
+    rows = recipe.load(data, getattr(saved.task, "labels", None))
     if rows.info.description:
         print(rows.info.description)
     print(saved.task.metrics(predict(saved.task, saved.model, rows), rows))
@@ -352,12 +353,13 @@ def _report_answers(answered, o):
     if o.output:
         print(f"{counted(answered.rows, 'answer')} in {o.output}")
 
-# %% ../nbs/08_cli.ipynb #6057b5e1
+# %% ../nbs/08_cli.ipynb #07011748
 app.command(cls=Command, epilog="sftbook doctor minilm")(doctor)
 app.command(cls=Command, epilog="sftbook export runs/a --data june.csv --output runs/small")(export)
 app.command(cls=Command, epilog="sftbook serve runs/feedback")(serve)
 app.add_typer(kb, name="kb")
 app.command(cls=Command, epilog='sftbook ask runs/desk "How do I print?"')(ask)
+app.command(cls=Command, epilog="sftbook chat runs/desk --temperature 0.7")(chat)
 
 # %% ../nbs/08_cli.ipynb #23b566db
 if __name__ == "__main__" and "__file__" in globals():

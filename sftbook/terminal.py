@@ -160,9 +160,10 @@ def option(group:str, # under which it stands in the help
     "An option of a command."
     return typer.Option(*names, help=text, rich_help_panel=group, **more)
 
-# %% ../nbs/07a_terminal.ipynb #ad1ea95d
+# %% ../nbs/07a_terminal.ipynb #d4b40216
 TaskName = Annotated[str, option(
-    "Rows", "what the labels are: classification (one a text), multi-label, or entities", "--task")]
+    "Rows", "what the rows are: classification (one label a text), multi-label, entities, or chat",
+    "--task")]
 Text = Annotated[str, option("Rows", "column with the texts")]
 Label = Annotated[str, option(
     "Rows", "column with the labels; of multi-label also several, with commas between them")]

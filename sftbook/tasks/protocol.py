@@ -167,7 +167,7 @@ def _without_row(features):
         kept.append({k: v for k, v in feature.items() if k != "row"})
     return kept
 
-# %% ../../nbs/tasks/06_protocol.ipynb #5a88baed
+# %% ../../nbs/tasks/06_protocol.ipynb #1ea2fd26
 def infer_rows(task:Task, # says how to encode, collate and infer
                model:nn.Module, # trained
                rows, # labelled or not
@@ -175,7 +175,7 @@ def infer_rows(task:Task, # says how to encode, collate and infer
                batch_size:int=32, # features of one forward pass
               ) -> list: # answers in the order of `rows`
     "Run the model over every row, without gradients; keep what `read` makes of each batch."
-    features = task.encode(rows)
+    features = (getattr(task, "encode_inputs", None) or task.encode)(rows)
     lengths = [len(f["input_ids"]) for f in features]
     device, answers = next(model.parameters()).device, [None]*len(features)
     exact = "float32" if device.type == "cpu" else None # as everybody who opens the model computes

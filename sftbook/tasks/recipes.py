@@ -27,10 +27,11 @@ from .protocol import FineTuned, fine_tune, predict
 from .text_classification import (TextClassification, balanced_weights, calibrate,
                                                fit_head, pooled_features, pseudo_labels)
 
-# %% ../../nbs/tasks/06h_recipes.ipynb #85fdae2a
+# %% ../../nbs/tasks/06h_recipes.ipynb #8ed5c71f
 class Recipe:
     "What is done with one kind of rows. `o` has the options of `sftbook train`."
     unused = () # options that mean nothing for these rows
+    usual = {} # defaults of options, where they are others for these rows
 
     def __init__(self, o):
         self.o = o
