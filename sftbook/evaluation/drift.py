@@ -26,15 +26,17 @@ def psi(reference, # (classes,) counts
     e, a = e/e.sum(), a/a.sum()
     return float(((a - e)*np.log(a/e)).sum())
 
-# %% ../../nbs/evaluation/05p_drift.ipynb #b443320a
+# %% ../../nbs/evaluation/05p_drift.ipynb #c74a3b8c
 def quantile_counts(reference, # (rows,) numbers
                     window, # (rows,) numbers
                     bins:int=10, # classes of about equal size in the reference; ties make fewer
                    ) -> tuple: # counts of both
     "Put numbers into classes by the quantiles of the reference."
     edges = np.unique(np.quantile(reference, np.linspace(0, 1, bins + 1)[1:-1]))
-    both = (np.searchsorted(edges, values, side="right") for values in (reference, window))
-    return tuple(np.bincount(classes, minlength=len(edges) + 1) for classes in both)
+    def counts(values):
+        classes = np.searchsorted(edges, values, side="right")
+        return np.bincount(classes, minlength=len(edges) + 1)
+    return counts(reference), counts(window)
 
 # %% ../../nbs/evaluation/05p_drift.ipynb #312330a8
 def psi_p(reference, window) -> float: # counts; chance of so large a PSI where nothing has changed
