@@ -93,14 +93,15 @@ def across_questions(): # Dataset, as that of `load_help_sections`
             rows.append(dict(row, passage_id=answers[0], passage_ids=answers))
     return Dataset.from_list(rows)
 
-# %% ../../nbs/tasks/06o_two_step_search.ipynb #440e5261
+# %% ../../nbs/tasks/06o_two_step_search.ipynb #61798495
 def pair_tokens(tokenizer, # a fast tokenizer of transformers
                 question:str, # read whole, as far as half of `max_length` goes
                 passages:list[str], # each is cut to the room that is left
                 max_length:int, # tokens of both, special ones included
                ) -> tuple[list[list[int]], int]: # token lists, and how many passages were cut
     "Question and passage as one text, as the tokenizer joins two."
-    ids = tokenizer(question, add_special_tokens=False)["input_ids"][:max_length//2]
+    ids = tokenizer(question, add_special_tokens=False, truncation=True,
+                    max_length=max_length//2)["input_ids"]
     asked = tokenizer.decode(ids) if len(ids) == max_length//2 else question
     out = tokenizer([asked]*len(passages), list(passages), truncation="only_second",
                     max_length=max_length, return_attention_mask=False,
