@@ -69,7 +69,7 @@ def _packed(ids, inside, n):
         keys = (keys << _BITS) + ids[k:k + len(keys)]
     return np.unique(keys[inside[n - 1:]], return_counts=True)
 
-# %% ../../nbs/tasks/06y_phrase_translation.ipynb #10faa9c3
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #24bc39ef
 def _table(keys, counts):
     "Counts of stretches, and of each beginning: all counts, and how many kinds."
     beginnings, which = np.unique(keys >> _BITS, return_inverse=True)
@@ -78,7 +78,8 @@ def _table(keys, counts):
 
 def _tables(texts, end_token, order):
     "For each length: how often a stretch stands there, or in how many surroundings."
-    ids = np.concatenate([[*[end_token]*(order - 1), *t, end_token] for t in texts])
+    before = [end_token]*(order - 1)
+    ids = np.concatenate([[*before, *t, end_token] for t in texts])
     inside = np.concatenate([[0]*(order - 1) + [1]*(len(t) + 1) for t in texts]).astype(bool)
     keys, counts = _packed(ids.astype(np.int64), inside, order)
     tables = {order: _table(keys, counts)}
