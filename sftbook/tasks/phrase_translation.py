@@ -140,10 +140,12 @@ class PhraseWeights:
     beams:int = 15 # beginnings that are kept
     choices:int = 8 # translations of a phrase that are tried
 
-# %% ../../nbs/tasks/06y_phrase_translation.ipynb #5288632a
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #ece90eb9
 def _best_fits(froms, tos, chance):
     "Sum of the log-probabilities of `tos`, each with the best of `froms`."
-    return sum(math.log(max(1e-5, *(chance(f, t) for f in froms))) for t in tos)
+    def fit(token):
+        return max(chance(source, token) for source in froms)
+    return sum(math.log(max(1e-5, fit(token))) for token in tos)
 
 # %% ../../nbs/tasks/06y_phrase_translation.ipynb #edbf40d1
 @dataclass

@@ -274,7 +274,7 @@ def translation_report(texts:list[str], # translations
     return Report("translation", len(rows), metrics,
                   extra={"signatures": [score.signature for score in scores]})
 
-# %% ../../nbs/tasks/06s_translation.ipynb #3e29c0c7
+# %% ../../nbs/tasks/06s_translation.ipynb #3e905c19
 @dataclass
 class Translation(_Answers, Task):
     "Pairs of sentences. Rows have `translation: {en, zh}`, perhaps `direction` and `memory`."
@@ -298,9 +298,12 @@ class Translation(_Answers, Task):
         return [self._feature(row) for row in rows]
 
     def collate(self, features):
-        plain = [{k: v for k, v in f.items() if k != "spans"} for f in features]
+        spans = [f["spans"] for f in features]
+        plain = [{**f} for f in features]
+        for feature in plain:
+            del feature["spans"]
         batch = pad_batch(plain, {"input_ids": self.tokenizer.pad_token_id, "labels": -100})
-        return batch | dict(spans=_characters([f["spans"] for f in features]))
+        return batch | dict(spans=_characters(spans))
 
     def loss(self, model, batch):
         labels = batch["labels"]
