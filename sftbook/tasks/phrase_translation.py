@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PhraseIndex', 'linked_stretch', 'TokenModel', 'PhraseWeights', 'PhraseTable', 'PhraseTranslator', 'learn_phrases']
 
-# %% ../../nbs/tasks/06y_phrase_translation.ipynb #421a5faa
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #20456493
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core import ConfigError
-from ..preprocessing.placeholders import hide_pair, hide_spans, restore_spans
+from ..preprocessing.placeholders import PLACES, hide_pair, hide_spans, restore_spans
 from .word_alignment import align, Alignment, both_ways
 
 # %% ../../nbs/tasks/06y_phrase_translation.ipynb #58ae8d43
@@ -69,7 +69,7 @@ def _packed(ids, inside, n):
         keys = (keys << _BITS) + ids[k:k + len(keys)]
     return np.unique(keys[inside[n - 1:]], return_counts=True)
 
-# %% ../../nbs/tasks/06y_phrase_translation.ipynb #10faa9c3
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #24bc39ef
 def _table(keys, counts):
     "Counts of stretches, and of each beginning: all counts, and how many kinds."
     beginnings, which = np.unique(keys >> _BITS, return_inverse=True)
@@ -78,7 +78,8 @@ def _table(keys, counts):
 
 def _tables(texts, end_token, order):
     "For each length: how often a stretch stands there, or in how many surroundings."
-    ids = np.concatenate([[*[end_token]*(order - 1), *t, end_token] for t in texts])
+    before = [end_token]*(order - 1)
+    ids = np.concatenate([[*before, *t, end_token] for t in texts])
     inside = np.concatenate([[0]*(order - 1) + [1]*(len(t) + 1) for t in texts]).astype(bool)
     keys, counts = _packed(ids.astype(np.int64), inside, order)
     tables = {order: _table(keys, counts)}
@@ -139,12 +140,14 @@ class PhraseWeights:
     beams:int = 15 # beginnings that are kept
     choices:int = 8 # translations of a phrase that are tried
 
-# %% ../../nbs/tasks/06y_phrase_translation.ipynb #5288632a
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #ece90eb9
 def _best_fits(froms, tos, chance):
     "Sum of the log-probabilities of `tos`, each with the best of `froms`."
-    return sum(math.log(max(1e-5, *(chance(f, t) for f in froms))) for t in tos)
+    def fit(token):
+        return max(chance(source, token) for source in froms)
+    return sum(math.log(max(1e-5, fit(token))) for token in tos)
 
-# %% ../../nbs/tasks/06y_phrase_translation.ipynb #1ac5dfdc
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #edbf40d1
 @dataclass
 class _PhraseCounts:
     "Pairs with links, and what was written for a phrase."
@@ -154,6 +157,7 @@ class _PhraseCounts:
     back:Alignment # source given target
     reads:TokenModel # of the target language
     weights:PhraseWeights = PhraseWeights()
+    fixed:frozenset = frozenset() # tokens that have to come through: placeholders
     most:int = 150 # places that are looked at
 
     def __post_init__(self):
@@ -180,7 +184,7 @@ class _PhraseCounts:
         if a > 0 and not free[a - 1]:
             found[tuple(target[a - 1:b])] += 0.5
 
-# %% ../../nbs/tasks/06y_phrase_translation.ipynb #eeb3dd5a
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #a73cfbd7
 class PhraseTable(_PhraseCounts):
     "What a phrase may become, and what that is worth."
     def worth(self, source, target, count, seen):
@@ -194,6 +198,9 @@ class PhraseTable(_PhraseCounts):
             reads += self.reads.log_prob(history, token, min(k, self.reads.order))
             history = self.reads.shift([token], history)
         return own + w.reads*reads, own
+
+    def holds(self, tokens):
+        return sorted(token for token in tokens if token in self.fixed)
 
     def choices(self,
                 ids:list[int], # tokens of a text
@@ -213,7 +220,8 @@ class PhraseTable(_PhraseCounts):
         return found
 
     def _ranked(self, source, found, seen):
-        ranked = [(*self.worth(source, e, n, seen), e) for e, n in found.most_common(20)]
+        kept = [(e, n) for e, n in found.most_common(20) if self.holds(source) == self.holds(e)]
+        ranked = [(*self.worth(source, e, n, seen), e) for e, n in kept]
         return sorted(ranked, key=lambda choice: -choice[0])[:self.weights.choices]
 
 # %% ../../nbs/tasks/06y_phrase_translation.ipynb #74ed030f
@@ -323,7 +331,7 @@ class PhraseTranslator:
 def _tokens(tokenizer, texts):
     return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
-# %% ../../nbs/tasks/06y_phrase_translation.ipynb #2e7bd6e6
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #b6438be6
 def learn_phrases(pairs:list[tuple[str, str]], # source and target
                   tokenizer, # of both languages, with placeholders
                   weights:PhraseWeights=PhraseWeights(), # chosen on validation rows
@@ -342,7 +350,8 @@ def learn_phrases(pairs:list[tuple[str, str]], # source and target
     links = [_by_place(f, e, both_ways(*found))
              for (f, e), *found in zip(kept, there.origins, back.origins)]
     reads = TokenModel([e for _, e in kept], tokenizer.eos_token_id)
-    return PhraseTranslator(tokenizer, PhraseTable(kept, links, there, back, reads, weights))
+    fixed = frozenset(tokenizer.convert_tokens_to_ids([*PLACES]))
+    return PhraseTranslator(tokenizer, PhraseTable(kept, links, there, back, reads, weights, fixed))
 
 def _by_place(f, e, links):
     "Links as lists: target places of each source place, and the other way."

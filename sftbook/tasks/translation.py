@@ -129,11 +129,11 @@ class _Encoding:
             feature["labels"] = [*ids, self.tokenizer.eos_token_id]
         return feature
 
-# %% ../../nbs/tasks/06s_translation.ipynb #ef170438
+# %% ../../nbs/tasks/06s_translation.ipynb #a76badd0
 def _characters(rows):
     "The characters of the spans of each row: (rows, spans, characters), 0 behind the last one."
-    most = max(map(len, rows))
-    longest = max((len(span) for row in rows for span in row), default=0)
+    most, spans = max(map(len, rows)), sum(rows, [])
+    longest = max(map(len, spans), default=0)
     box = torch.zeros(len(rows), most, longest, dtype=torch.long)
     for i, row in enumerate(rows):
         for j, span in enumerate(row):
@@ -145,12 +145,12 @@ def _texts(box): # (spans, characters)
     found = ["".join(map(chr, filter(None, span))) for span in box.tolist()]
     return [span for span in found if span]
 
-# %% ../../nbs/tasks/06s_translation.ipynb #7fad39b3
+# %% ../../nbs/tasks/06s_translation.ipynb #7ac57f35
 class _Beams:
     "The beginnings of the translations of a batch, the best few of each row."
     def __init__(self, model, batch, num_beams):
         from transformers import DynamicCache, EncoderDecoderCache
-        self.model, self.k, n = model, num_beams, len(batch["input_ids"])
+        self.model, n = model, len(batch["input_ids"])
         read = model.get_encoder()(batch["input_ids"], attention_mask=batch["attention_mask"])
         self.read = read.last_hidden_state.repeat_interleave(num_beams, 0)
         self.mask = batch["attention_mask"].repeat_interleave(num_beams, 0)
@@ -174,11 +174,12 @@ class _Beams:
         self.read, self.mask, self.scores = self.read[places], self.mask[places], scores
         self.cache.reorder_cache(places)
 
-# %% ../../nbs/tasks/06s_translation.ipynb #b6221705
+# %% ../../nbs/tasks/06s_translation.ipynb #0e4d8dc0
 class _Row:
     "The finished translations of one row, best first."
     def __init__(self, k, most, alpha, end_token):
-        self.k, self.most, self.alpha, self.end, self.finished = k, most, alpha, end_token, []
+        self.k, self.most = k, most
+        self.alpha, self.end, self.finished = alpha, end_token, []
 
     def take(self, best, texts, tokens): # (2k,) sums, texts so far, next tokens
         "Keep what ends here. Places that go on; none where the row is done."
@@ -230,7 +231,7 @@ class Translated(NamedTuple):
     confidence:float # mean probability of its tokens (geometric), in [0, 1]
     others:list[str] # the next best
 
-# %% ../../nbs/tasks/06s_translation.ipynb #120f3686
+# %% ../../nbs/tasks/06s_translation.ipynb #7546a602
 class _Answers(_Encoding):
     "How what the model says becomes texts, and how those are judged."
     pipeline_tag:ClassVar[str] = "translation"
@@ -245,8 +246,8 @@ class _Answers(_Encoding):
 
     def _best(self, found, spans):
         "The best translation that has every span; where none has, the one that lost the fewest."
-        texts = [self.tokenizer.decode([i for i in ids if i != self.tokenizer.eos_token_id])
-                 for _, ids in found]
+        end = self.tokenizer.eos_token_id
+        texts = [self.tokenizer.decode(ids[:-1] if ids[-1] == end else ids) for _, ids in found]
         def lost(i):
             return sum(texts[i].count(place) != 1 for place in PLACES[:len(spans)])
         first, *others = sorted(range(len(texts)), key=lost)
@@ -273,7 +274,7 @@ def translation_report(texts:list[str], # translations
     return Report("translation", len(rows), metrics,
                   extra={"signatures": [score.signature for score in scores]})
 
-# %% ../../nbs/tasks/06s_translation.ipynb #3e29c0c7
+# %% ../../nbs/tasks/06s_translation.ipynb #3e905c19
 @dataclass
 class Translation(_Answers, Task):
     "Pairs of sentences. Rows have `translation: {en, zh}`, perhaps `direction` and `memory`."
@@ -297,9 +298,12 @@ class Translation(_Answers, Task):
         return [self._feature(row) for row in rows]
 
     def collate(self, features):
-        plain = [{k: v for k, v in f.items() if k != "spans"} for f in features]
+        spans = [f["spans"] for f in features]
+        plain = [{**f} for f in features]
+        for feature in plain:
+            del feature["spans"]
         batch = pad_batch(plain, {"input_ids": self.tokenizer.pad_token_id, "labels": -100})
-        return batch | dict(spans=_characters([f["spans"] for f in features]))
+        return batch | dict(spans=_characters(spans))
 
     def loss(self, model, batch):
         labels = batch["labels"]
