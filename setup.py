@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-EXTRAS = "dev", "docs", "zh", "labels", "serve"
+EXTRAS = "dev", "docs", "zh", "labels", "onnx", "serve"
 
 setup(
     name=cfg["lib_name"],

@@ -39,14 +39,20 @@ class Report:
             print(f"teacher: {done:,} of {todo:,} texts, {rate:.1f} a second", flush=True)
 
 
-def prepare(folder, share=(0, 1)):
-    "Texts, an encoder that has read nothing, and the teacher's vectors; each made once."
+def prepare_start(folder):
+    "Texts, and an encoder that has read nothing; both made once."
     material = prepare_material(folder)
     if not (folder / "start").is_dir():
         order = text_order(len(material.tokens), np.random.default_rng(0))
         rows = PackedRows(material.tokens, material.tokenizer, 128, [order])
         some = [rows[i] for i in range(0, len(rows), 5)]
         init_encoder(folder / "start", material.tokenizer, some)
+    return material
+
+
+def prepare(folder, share=(0, 1)):
+    "The same, and the teacher's vectors."
+    material = prepare_start(folder)
     vectors = teacher_vectors(material.texts, folder / "teacher.npy", share=share, report=Report())
     return material, vectors
 

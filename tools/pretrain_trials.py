@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python tools/pretrain_trials.py runs/trials
 
 Every system reads the same rows, in the same order, for as many tokens; then validation rows judge
-it. `runs/trials` needs what `tools/pretrain.py FOLDER --prepare` writes. A killed trial goes on
-where it was. Chapter 14d_pretraining_stages reads the file.
+it. Texts, and the teacher's vectors of the texts that are read, are made if they are not there. A
+killed trial goes on where it was. Chapter 14d_pretraining_stages reads the file.
 """
 import argparse
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pretrain import prepare_start, Report
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -22,8 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from sftbook.core import read_json
 from sftbook.evaluation.entities import entity_f1
 from sftbook.evaluation.uncertainty import mean_interval
-from sftbook.foundations.pretraining_stages import (
-    Material, prepare_material, pretrain_stage, teacher_vectors)
+from sftbook.foundations.pretraining_stages import Material, pretrain_stage, teacher_vectors
 from sftbook.foundations.richer_pretraining import Stage
 from sftbook.foundations.transfer import first_rows, labelled_parts, right_answers, transfer_run
 from sftbook.model import load_model, load_tokenizer
@@ -61,7 +61,7 @@ def cut_material(material, texts, said):
     about = material.about | dict(text=f"{material.about['text']}, {len(texts)} of its texts")
     cut = Material(material.folder, [material.texts[i] for i in texts], tokens, material.judged,
                    about)
-    return cut, said[texts]
+    return cut, None if said is None else said[texts]
 
 
 def features(folder, texts):
@@ -137,6 +137,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--file", type=Path, default=Path("nbs/foundations/pretrain_trials.jsonl"))
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
+    parser.add_argument("--start", help="a checkpoint; an encoder that has read nothing by default")
     parser.add_argument("--tokens", type=float, default=8e6, help="that each system reads")
     parser.add_argument("--seed", type=int, default=0, help="of pre-training: texts, order, masks")
     parser.add_argument("--draws", type=int, default=3, help="of labelled rows")
@@ -148,14 +149,17 @@ def main():
     if a.table:
         return trials.table()
     torch.set_num_threads(1)
-    material = prepare_material(a.folder)
-    said = teacher_vectors(material.texts, a.folder / "teacher.npy")
+    material = prepare_start(a.folder)
     texts = some_texts(material, a.tokens, a.seed)
+    said = None
+    if any(SYSTEMS[name].vector_weight for name in a.systems):
+        said = teacher_vectors(material.texts, a.folder / "teacher.npy", which=texts,
+                               report=Report())
     material, said = cut_material(material, texts, said)
     judging = {corpus: judging_rows(corpus, a.judging) for corpus in RATES}
     for name in a.systems:
         stage = replace(SYSTEMS[name], name=f"{name}-{a.seed}", seed=a.seed)
-        home = pretrain_stage(a.folder, stage, material, a.folder / "start", said)
+        home = pretrain_stage(a.folder, stage, material, a.start or a.folder / "start", said)
         key, folder = dict(system=name, seed=a.seed), str(home / "encoder")
         last = read_json(home / "log.json")["evaluations"][-1]
         trials.measure(key | dict(judge="held-out loss", draw=0), float, last["loss"])

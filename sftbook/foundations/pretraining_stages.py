@@ -130,11 +130,11 @@ def prepare_material(folder:str|Path, # of the whole run
             _write_material(new, texts, held_out or held_out_texts(), audit, judged)
     return Material.load(home)
 
-# %% ../../nbs/foundations/14d_pretraining_stages.ipynb #14d00073
+# %% ../../nbs/foundations/14d_pretraining_stages.ipynb #9d5a25a9
 @torch.inference_mode()
 def _mean_vectors(model, batch):
     "Means of the tokens of each text, brought to length 1."
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=hardware().bf16):
         hidden = model(**batch).last_hidden_state.float()
     mask = batch["attention_mask"][..., None]
     return nn.functional.normalize((hidden*mask).sum(1)/mask.sum(1), dim=-1).numpy()
@@ -153,11 +153,12 @@ def _vector_file(path, texts, checkpoint, max_length):
                               where=str(path), remedy="choose another file")
     return np.load(path, mmap_mode="r+")
 
-# %% ../../nbs/foundations/14d_pretraining_stages.ipynb #14d00072
+# %% ../../nbs/foundations/14d_pretraining_stages.ipynb #8add80b1
 def teacher_vectors(texts:list[str], # of the rows, in their order
                     file:str|Path, # where the vectors are kept; `.npy`
                     checkpoint:str="e5-small", # the teacher
                     max_length:int=128, # pieces that it reads, its special ones included
+                    which:np.ndarray|None=None, # numbers of the texts to ask about; all when None
                     share:tuple[int, int]=(0, 1), # this process, and how many share the work
                     batch_size:int=32, # texts of a forward pass
                     report=None, # called with (texts done, texts to do) after each batch
@@ -166,6 +167,7 @@ def teacher_vectors(texts:list[str], # of the rows, in their order
     vectors = _vector_file(Path(file), texts, checkpoint, max_length)
     tokenizer, model = load_tokenizer(checkpoint), load_model("AutoModel", checkpoint).eval()
     missing = np.flatnonzero(~np.asarray(vectors).any(1))
+    missing = missing if which is None else np.intersect1d(missing, which)
     todo = sorted(missing, key=lambda i: len(texts[i]))[share[0]::share[1]]
     for start in range(0, len(todo), batch_size):
         rows = todo[start:start + batch_size]

@@ -65,7 +65,7 @@ def _batch(features):
         batch["labels"] = torch.tensor([f["labels"] for f in features])
     return batch
 
-# %% ../../nbs/tasks/06f_linear.ipynb #063a02b5
+# %% ../../nbs/tasks/06f_linear.ipynb #a75e7e1d
 @dataclass
 class LinearTextClassification(ClassAnswers, Task):
     "One label a text, by TF-IDF and one weight for each term and class."
@@ -93,10 +93,6 @@ class LinearTextClassification(ClassAnswers, Task):
     def loss(self, model, batch):
         scores = self.infer(model, batch)
         return nn.functional.cross_entropy(scores, batch["labels"], reduction="sum"), len(scores)
-
-    def example(self):
-        return ('from sftbook.tasks import load_run\n\nrun = load_run("path/of/this/folder")\n'
-                'run.predict("a text").names')
 
     def save_model(self, folder, model):
         _write_linear(folder, model, self.vectors)

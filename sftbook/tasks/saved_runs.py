@@ -183,13 +183,13 @@ def _make_again(kind, settings, folder):
         raise CheckpointError(f"the run cannot be loaded: {reason}", where=str(folder),
                               remedy=_RESTORE) from e
 
-# %% ../../nbs/tasks/06d_saved_runs.ipynb #363da9a7
+# %% ../../nbs/tasks/06d_saved_runs.ipynb #2a2b5a30
 def _check_fit(task, model):
     "The settings of a task must be ones that its model can have."
     if hasattr(task, "max_length"):
         check_max_length(task.checkpoint, task.max_length)
     labels, config = getattr(task, "labels", None), getattr(model, "config", None)
-    there = getattr(config, "num_labels", None)
+    there = getattr(model, "num_labels", getattr(config, "num_labels", None))
     if labels is None or there is None or len(labels) == there:
         return
     raise CheckpointError(f"task.json names {len(labels)} labels, the model has {there}",
