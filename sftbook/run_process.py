@@ -25,9 +25,9 @@ from .batching import BatchLost
 from .core import CheckpointError, SftbookError
 from .served_models import LoadedRun, ModelFacts, ModelRefused
 
-# %% ../nbs/07f_run_process.ipynb #618bd675
-_LARGE = ["torch", "transformers.models.auto", "datasets", "sftbook.tasks.saved_runs",
-          "sftbook.tasks.text_classification", "sftbook.tasks.token_classification"]
+# %% ../nbs/07f_run_process.ipynb #05778faf
+_LARGE = ["torch", "transformers.models.auto", "datasets", "sftbook.run_process",
+          "sftbook.tasks.saved_runs", "sftbook.tasks.text_classification"]
 
 @lru_cache
 def _processes():
