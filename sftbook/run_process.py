@@ -25,7 +25,7 @@ from .batching import BatchLost
 from .core import CheckpointError, SftbookError
 from .served_models import LoadedRun, ModelFacts, ModelRefused
 
-# %% ../nbs/07f_run_process.ipynb #bc5dfd2c
+# %% ../nbs/07f_run_process.ipynb #ab72bded
 _LARGE = ["torch", "transformers.models.auto", "datasets", "sftbook.run_process",
           "sftbook.tasks.saved_runs", "sftbook.tasks.text_classification", "sftbook.tasks.linear",
           "sklearn.feature_extraction.text", "transformers.models.bert.modeling_bert"]
