@@ -25,9 +25,10 @@ from .batching import BatchLost
 from .core import CheckpointError, SftbookError
 from .served_models import LoadedRun, ModelFacts, ModelRefused
 
-# %% ../nbs/07f_run_process.ipynb #618bd675
-_LARGE = ["torch", "transformers.models.auto", "datasets", "sftbook.tasks.saved_runs",
-          "sftbook.tasks.text_classification", "sftbook.tasks.token_classification"]
+# %% ../nbs/07f_run_process.ipynb #ab72bded
+_LARGE = ["torch", "transformers.models.auto", "datasets", "sftbook.run_process",
+          "sftbook.tasks.saved_runs", "sftbook.tasks.text_classification", "sftbook.tasks.linear",
+          "sklearn.feature_extraction.text", "transformers.models.bert.modeling_bert"]
 
 @lru_cache
 def _processes():

@@ -112,7 +112,8 @@ def bad_body(rng):
 def bad_path(rng, names):
     "An address that nobody has, or somebody might."
     if rng.random() < 0.6:
-        return rng.choice(["/v1/models/{}:predict", "/v2/models/{}/infer"]).format(rng.choice(names))
+        good = rng.choice(["/v1/models/{}:predict", "/v2/models/{}/infer"])
+        return good.format(rng.choice(names))
     name = rng.choice([*names, "%00", "..%2f..%2fetc", "%ff", "a" * 2000, ":predict", "ü"])
     path = rng.choice(["/v1/models/{}:predict", "/v2/models/{}/infer", "/v1/models/{}", "/v2/{}",
                        "/v2/models/{}/versions/{}/infer", "/{}", "/v2/repository/models/{}/load"])

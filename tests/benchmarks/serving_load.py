@@ -49,17 +49,22 @@ SIZES = { # (short, whole)
 
 # ---- the model
 
-def make_run(folder, rows):
-    "MiniLM, fine-tuned on titles of news for one epoch, and titles that it has not seen."
-    from sftbook.core import quiet
+def titles():
+    "Titles of news with their topics; the first 200 are put aside."
     from sftbook.corpora import load_corpus
+    news = load_corpus("bbc-news").remove_columns("text").rename_column("title", "text")
+    return news.shuffle(seed=0)
+
+
+def make_run(folder, rows):
+    "MiniLM, fine-tuned on titles for one epoch."
+    from sftbook.core import quiet
     from sftbook.tasks.protocol import fine_tune, predict
     from sftbook.tasks.saved_runs import save_run
     from sftbook.tasks.text_classification import TextClassification
     from sftbook.trainer import TrainingConfig
 
-    news = load_corpus("bbc-news").remove_columns("text").rename_column("title", "text")
-    news = news.shuffle(seed=0)
+    news = titles()
     test = news.select(range(200))
     train = news.select(range(200, min(len(news), 200 + rows)))
     task = TextClassification.from_rows(train, max_length=64)
@@ -67,7 +72,6 @@ def make_run(folder, rows):
         tuned = fine_tune(task, train, config=TrainingConfig(num_train_epochs=1))
     report = task.metrics(predict(task, tuned.model, test), test)
     save_run(folder, task, tuned.model, report)
-    return test["text"][:]
 
 
 # ---- services
@@ -380,6 +384,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2, help="of the model, for everybody")
     parser.add_argument("--gentle", type=float, default=20., help="requests a second, beside swaps")
     parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--run", type=Path, help="a saved run, instead of one that is trained here")
     parser.add_argument("--output", type=Path, default=ROOT / "nbs" / "serving_load.json")
     o = parser.parse_args()
     for name, sizes in SIZES.items():
@@ -388,10 +393,13 @@ def main():
     from sftbook.core import hardware
     found = json.loads(o.output.read_text()) if o.output.exists() else {}
     with tempfile.TemporaryDirectory() as home:
-        texts = make_run(Path(home) / "news", o.rows)
+        if not o.run:
+            o.run = Path(home) / "news"
+            make_run(o.run, o.rows)
+        texts = titles().select(range(200))["text"][:]
         for part in o.only:
             load = round(os.getloadavg()[0], 1)
-            result = PARTS[part](Path(home) / "news", texts, o)
+            result = PARTS[part](o.run, texts, o)
             found[part] = dict(result=result, short=o.short, threads=o.threads,
                                load_before=load, machine=str(hardware()))
             print(part, json.dumps(found[part]), flush=True)
