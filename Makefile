@@ -30,7 +30,7 @@ $(VENV)/installed: $(BIN)/python $(PROJECT)
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "installing what tests and docs need ..."
-	@$(INSTALL) --no-build-isolation -e ".[dev,docs,zh,labels]"
+	@$(INSTALL) --no-build-isolation -e ".[dev,docs,zh,labels,onnx,serve,search]"
 	@touch $@
 
 quickstart: $(VENV)/installed

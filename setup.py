@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-EXTRAS = "dev", "docs", "zh", "labels"
+EXTRAS = "dev", "docs", "zh", "labels", "onnx", "serve", "search"
 
 setup(
     name=cfg["lib_name"],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Task', 'infer_rows', 'predict', 'FineTuned', 'fine_tune', 'task_settings']
 
-# %% ../../nbs/tasks/06_protocol.ipynb #18202302
+# %% ../../nbs/tasks/06_protocol.ipynb #d6525224
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -21,12 +21,13 @@ from ..core import CheckpointError, ConfigError, DataError, quiet, read_json
 from ..evaluation.reports import Report
 from ..lora import add_lora, merge_lora
 from ..model import output_layer, shorten_mean_pooling
+from ..onnx_models import OnnxModel
 from ..plan import name_lines
 from ..trained_parts import head_only, weights_fingerprint
 from ..trainer import check_best_metric, Trainer, TrainingConfig, TrainingResult
 from ..preprocessing.encoding import fingerprint, length_batches
 
-# %% ../../nbs/tasks/06_protocol.ipynb #02d13dc4
+# %% ../../nbs/tasks/06_protocol.ipynb #2c02bad5
 class _Defaults:
     "Answers that fit most tasks."
     pipeline_tag:ClassVar[str] = "text-classification" # what transformers calls this kind of model
@@ -47,24 +48,27 @@ class _Defaults:
     def present(self, texts:list, predictions): # as a file can hold them
         return predictions
 
-# %% ../../nbs/tasks/06_protocol.ipynb #4ae02e06
+# %% ../../nbs/tasks/06_protocol.ipynb #1b99b313
 class _OnTheCard:
     "How a saved run is used, in the words of its card."
+    library:ClassVar[str] = "transformers" # what opens a saved run
+
     def usage(self) -> str:
         "Arguments of a call of the pipeline, for the card."
         return '"a text", truncation=True'
 
     def example(self) -> str:
         "Lines of Python that use a saved run, for the card."
+        if self.library == "sftbook":
+            return ('from sftbook.tasks.saved_runs import load_run\n\n'
+                    'run = load_run("path/of/this/folder")\nrun.predict("a text").names')
         return (f"from transformers import pipeline\n\n"
                 f'model = pipeline("{self.pipeline_tag}", "path/of/this/folder")\n'
                 f"model({self.usage()})")
 
-# %% ../../nbs/tasks/06_protocol.ipynb #38991908
+# %% ../../nbs/tasks/06_protocol.ipynb #8b9034a1
 class _Saving:
     "What a task does when a run of it is saved, loaded and used; for models of transformers."
-    library:ClassVar[str] = "transformers" # what opens a saved run
-
     def as_rows(self, inputs):
         "Texts that a user of a saved run gives to rows without labels. Raises `DataError`."
         from datasets import Dataset
@@ -131,9 +135,11 @@ def _named_class(folder):
     raise CheckpointError(f"transformers has no model {name!r}", where=str(folder/"config.json"),
                           remedy="install the version of transformers that task.json names")
 
-# %% ../../nbs/tasks/06_protocol.ipynb #5b4c786b
+# %% ../../nbs/tasks/06_protocol.ipynb #9094b0e1
 def _load_saved(folder):
     "The model of a folder, in evaluation mode; weights must be those of its class."
+    if (Path(folder)/"model.onnx").is_file():
+        return OnnxModel(Path(folder)/"model.onnx")
     kind = _named_class(folder)
     with quiet():
         model, loading = kind.from_pretrained(
@@ -161,7 +167,7 @@ def _without_row(features):
         kept.append({k: v for k, v in feature.items() if k != "row"})
     return kept
 
-# %% ../../nbs/tasks/06_protocol.ipynb #99cf5b1c
+# %% ../../nbs/tasks/06_protocol.ipynb #1ea2fd26
 def infer_rows(task:Task, # says how to encode, collate and infer
                model:nn.Module, # trained
                rows, # labelled or not

@@ -143,7 +143,7 @@ def _saved_settings(file):
         raise CheckpointError("; ".join(wrong), where=str(file), remedy=_RESTORE)
     return kind, {name: saved[name] for name in wanted if name in saved}
 
-# %% ../../nbs/tasks/06d_saved_runs.ipynb #ce79dd0b
+# %% ../../nbs/tasks/06d_saved_runs.ipynb #e238007c
 _ELSEWHERE = { # where the tasks of this book are; imported when a run asks for them
     "TextClassification": "sftbook.tasks.text_classification",
     "TokenClassification": "sftbook.tasks.token_classification",
@@ -153,7 +153,8 @@ _ELSEWHERE = { # where the tasks of this book are; imported when a run asks for 
     "ConstrainedTagging": "sftbook.tasks.structured_tagging",
     "CRFTagging": "sftbook.tasks.structured_tagging",
     "SpanTagging": "sftbook.tasks.span_tagging",
-    "ChatTuning": "sftbook.tasks.chat"}
+    "ChatTuning": "sftbook.tasks.chat",
+    "QuestionAnswering": "sftbook.tasks.question_answering"}
 
 # %% ../../nbs/tasks/06d_saved_runs.ipynb #abab63ee
 def load_run(folder:str|Path, # of a saved run

@@ -9,6 +9,8 @@ rows of each of two corpora, against a margin of one point that was stated befor
     python tests/benchmarks/train_accuracy.py --corpus titles --learning-rate 1e-4 $common
     python tests/benchmarks/train_accuracy.py --corpus zh-reviews --learning-rate 3e-4 $common
 
+Reviews are being compared a second time with eight epochs, where single runs differ less; what is
+finished stands in accuracy_reviews.jsonl beside this file (--epochs 8 --results that file).
 (The small Chinese encoder learns too slowly at 1e-4: one seed had 69 % there and 74 % at 3e-4.)
 The last column says "equal" where the 95 % interval of the mean difference lies within the margin;
 p is that of the two one-sided tests, the larger of the two. A run that was cut goes on where it
