@@ -1,4 +1,4 @@
-"A desk is given anything: folders with everything in them, pages of nobody's making, long questions."
+"A desk is given anything: folders full of everything, pages of nobody's making, long questions."
 import os
 
 import pytest
@@ -12,7 +12,8 @@ from sftbook.tasks.knowledge_base import (
     KeywordSearch, KnowledgeBase, Reply, ask, held_share, load_knowledge_base, reply_page,
     save_knowledge_base)
 
-PARTS = ["# Top", "## Low", "```", "text", "", "<p>", "</p>", "<h1>", "<script>", "</script>", "中文。", "&amp;"]
+PARTS = ["# Top", "## Low", "```", "text", "", "<p>", "</p>", "<h1>", "<script>",
+         "</script>", "中文。", "&amp;"]
 
 
 @pytest.fixture

@@ -13,13 +13,14 @@ from sftbook.evaluation.generation import token_f1
 from sftbook.evaluation.reports import Report
 from sftbook.preprocessing.answer_spans import answer_rows
 from sftbook.preprocessing.squad_files import answer_problem, load_squad
-from sftbook.tasks.protocol import FineTuned, predict
+from sftbook.tasks.protocol import FineTuned
 from sftbook.tasks.question_answering import (
     Found, QuestionAnswering, answer_questions, best_spans, choose_null_threshold, found_texts,
     sentence_by_overlap)
 from sftbook.tasks.saved_runs import load_run, save_run
 
-WORDS = "the a striker goal match keeper coach bank market oil rose fell cup ! ? unknown 猫 😀".split()
+WORDS = "the a striker goal match keeper coach bank market oil rose fell cup ! ? unknown 猫 😀"
+WORDS = WORDS.split()
 SLOW = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NONE = dict(text=[], answer_start=[])
 
@@ -169,7 +170,8 @@ def test_empty_questions_and_texts_are_told_together(run):
 
 
 def test_a_place_beside_the_answer_is_refused_before_training(run):
-    row = dict(question="the goal", context="oil rose", answers=dict(text=["rose"], answer_start=[3]))
+    answers = dict(text=["rose"], answer_start=[3])
+    row = dict(question="the goal", context="oil rose", answers=answers)
     with pytest.raises(DataError, match="row 0: the context has ' ros' at 3"):
         run.task.encode(Dataset.from_list([row]))
 

@@ -3,7 +3,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from sftbook.preprocessing.placeholders import PLACES, count_kept, hide_pair, hide_spans, restore_spans
+from sftbook.preprocessing.placeholders import (
+    PLACES, count_kept, hide_pair, hide_spans, restore_spans)
 from sftbook.tasks.phrase_translation import PhraseWeights, TokenModel, learn_phrases
 from sftbook.tasks.protocol import predict
 from sftbook.tasks.translation import Translation, pairs_to_learn, train_tokenizer, translate_beams
@@ -66,7 +67,8 @@ def test_rows_that_were_searched_together_and_alone_have_one_translation(task):
 
 
 def test_the_reference_of_a_test_row_does_not_change_what_is_read(task):
-    with_it, without = rows([("See page 14.", "没有数字")]), rows([("See page 14.", "参见第 14 页。")])
+    with_it = rows([("See page 14.", "没有数字")])
+    without = rows([("See page 14.", "参见第 14 页。")])
     assert task.encode(with_it) == task.encode(without)
 
 
@@ -102,7 +104,8 @@ def test_alignment_finds_a_dictionary():
 
 def test_more_weight_on_tokens_makes_no_shorter_texts(task):
     texts = ["Open the icon.", "Click the file."]
-    short, long = (learn_phrases(PAIRS * 2, task.tokenizer, PhraseWeights(token=w)) for w in (-3, 3))
+    short, long = (learn_phrases(PAIRS * 2, task.tokenizer, PhraseWeights(token=w))
+                   for w in (-3, 3))
     assert sum(len(long(t)) for t in texts) >= sum(len(short(t)) for t in texts)
 
 

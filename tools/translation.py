@@ -188,8 +188,10 @@ def main():
         elif not there and name.startswith(options.only):
             result = run(options.folder, load_parts(options.folder), plan)
             with RUNS.open("a") as file:
-                file.write(json.dumps(dict(settings=plan, result=result), ensure_ascii=False) + "\n")
-            print(name, f"BLEU {100*result['bleu']:.2f}", f"chrF {100*result['chrf']:.2f}", flush=True)
+                line = dict(settings=plan, result=result)
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            print(name, f"BLEU {100*result['bleu']:.2f}", f"chrF {100*result['chrf']:.2f}",
+                  flush=True)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,8 @@ def leaves(value, path=()):
 
 
 def home_assistant(archives, _):
-    wanted = re.compile(r"homeassistant/components/(\w+)/translations/((?:\w+\.)?)(en|zh-Hans)\.json")
+    wanted = re.compile(
+        r"homeassistant/components/(\w+)/translations/((?:\w+\.)?)(en|zh-Hans)\.json")
     found = {}
     for name, data in packed_texts(archives["homeassistant"], wanted.fullmatch):
         component, prefix, language = wanted.fullmatch(name).groups()

@@ -19,6 +19,7 @@ from ..evaluation.retrieval import judge
 # %% ../../nbs/tasks/06m_keyword_search.ipynb #85b56d31
 _RUN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+|[^\W_\u3400-\u4dbf\u4e00-\u9fff]+")
 
+# %% ../../nbs/tasks/06m_keyword_search.ipynb #ea629d0e
 def search_words(text:str, # question or passage
                  stem:str|None=None, # language of the stemmer, such as "english"; None: no stemming
                 ) -> list[str]: # in the order of the text; of Chinese, characters and bigrams

@@ -62,6 +62,7 @@ def linked_stretch(forward:list[list[int]], # target places of each source place
 # %% ../../nbs/tasks/06y_phrase_translation.ipynb #53e840d0
 _BITS = 16 # of a token in a packed number
 
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #3ec2d0ed
 def _packed(ids, inside, n):
     "Every n tokens in a row as one number, with the counts; the last token must be inside."
     keys = np.zeros(len(ids) - n + 1, dtype=np.int64)
@@ -76,6 +77,7 @@ def _table(keys, counts):
     totals = zip(np.bincount(which, counts).tolist(), np.bincount(which).tolist())
     return dict(zip(keys.tolist(), counts.tolist())), dict(zip(beginnings.tolist(), totals))
 
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #d37ca56c
 def _tables(texts, end_token, order):
     "For each length: how often a stretch stands there, or in how many surroundings."
     before = [end_token]*(order - 1)
@@ -328,6 +330,7 @@ class PhraseTranslator:
             found += _Search(self.table, ids[k:k + self.longest]).run()
         return restore_spans(self.tokenizer.decode(found), spans)
 
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #80322b6a
 def _tokens(tokenizer, texts):
     return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
@@ -353,6 +356,7 @@ def learn_phrases(pairs:list[tuple[str, str]], # source and target
     fixed = frozenset(tokenizer.convert_tokens_to_ids([*PLACES]))
     return PhraseTranslator(tokenizer, PhraseTable(kept, links, there, back, reads, weights, fixed))
 
+# %% ../../nbs/tasks/06y_phrase_translation.ipynb #f13e02a1
 def _by_place(f, e, links):
     "Links as lists: target places of each source place, and the other way."
     forward, back = [[] for _ in f], [[] for _ in e]

@@ -61,6 +61,7 @@ def _apart(feature):
     ends = np.cumsum(feature["sizes"]).tolist()
     return [feature["input_ids"][end - size:end] for size, end in zip(feature["sizes"], ends)]
 
+# %% ../../nbs/tasks/06n_retrieval.ipynb #b45cf3ff
 def _batch(questions, passages, pad):
     "Two rectangles: questions are short, and would be padded to the longest passage."
     batch = {}
@@ -305,10 +306,12 @@ def _values(scores, right):
     return {"first_is_right": query_scores(judged, 1)["precision@1"],
             "MRR@10": at_10["MRR@10"], "nDCG@10": at_10["nDCG@10"]}
 
+# %% ../../nbs/tasks/06n_retrieval.ipynb #78d30b7d
 def _score_intervals(values):
     return {name: score_interval(_mean_score(name, each, "expected"))
             for name, each in values.items()}
 
+# %% ../../nbs/tasks/06n_retrieval.ipynb #80a8db56
 def _first_compared(ours, theirs):
     "A paired test by whether the first passage is right."
     a, b = ours["first_is_right"], theirs["first_is_right"]
@@ -322,6 +325,7 @@ def passage_text(row:dict, # a section, with `path`, `heading` and `text`
     "What a model reads of a section."
     return f"{passage_title(row)}\n{row['text']}"
 
+# %% ../../nbs/tasks/06n_retrieval.ipynb #442fee5a
 def help_pairs(language:str, # "en" or "zh"
                part:str, # "train", "validation" or "test"
               ): # Dataset with `question`, `passage`, `page`

@@ -25,10 +25,17 @@ from .protocol import Task
 
 # %% ../../nbs/tasks/06s_translation.ipynb #84fa489a
 DIRECTIONS = {"en>zh": ">>zh<<", "zh>en": ">>en<<"} # and the token that asks for each
+
+# %% ../../nbs/tasks/06s_translation.ipynb #1222eade
 _SPECIAL = ["<pad>", "</s>", "<unk>", "<sep>", *DIRECTIONS.values(), *PLACES]
+
+# %% ../../nbs/tasks/06s_translation.ipynb #a5911011
 _HAN = "[\u3400-\u4dbf\u4e00-\u9fff]"
+
+# %% ../../nbs/tasks/06s_translation.ipynb #6cde3b63
 _APART = rf"[^\w▁]|[0-9]|(?<={_HAN})(?=[A-Za-z▁])|(?<=[A-Za-z])(?={_HAN})"
 
+# %% ../../nbs/tasks/06s_translation.ipynb #7e429f75
 def _untrained(kind):
     "A tokenizer without a vocabulary: a mark for each space, signs and digits apart."
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -56,8 +63,7 @@ def train_tokenizer(texts, # of both languages, with placeholders
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-        sep_token="<sep>", clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"])
+        sep_token="<sep>", model_input_names=["input_ids", "attention_mask"])
 
 # %% ../../nbs/tasks/06s_translation.ipynb #df236d8a
 def pairs_to_learn(rows, # with `translation: {en, zh}`; `memory` where something is known beside
@@ -87,6 +93,7 @@ class _Sizes:
     feed_forward:int = 1024 # units
     dropout:float = 0.1 # share set to zero while training
 
+# %% ../../nbs/tasks/06s_translation.ipynb #19a5eedd
 def _new_model(sizes, tokenizer):
     "A Transformer as transformers has it under the name Marian, with random weights."
     from transformers import MarianConfig, MarianMTModel
@@ -140,6 +147,7 @@ def _characters(rows):
             box[i, j, :len(span)] = torch.tensor(span)
     return box
 
+# %% ../../nbs/tasks/06s_translation.ipynb #19d6707a
 def _texts(box): # (spans, characters)
     "The spans of one row."
     found = ["".join(map(chr, filter(None, span))) for span in box.tolist()]

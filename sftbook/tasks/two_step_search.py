@@ -43,6 +43,7 @@ def weighted_sum(parts:dict, # name -> scores (questions, passages)
     "The sum of scores, each times its weight."
     return sum(weights[name]*np.asarray(scores) for name, scores in parts.items())
 
+# %% ../../nbs/tasks/06o_two_step_search.ipynb #294ad184
 def quick_mrr(scores:np.ndarray, # (questions, passages)
               right:list[list[int]], # places of the right passages of each question
               k:int=10, # places that are looked at
@@ -55,6 +56,7 @@ def quick_mrr(scores:np.ndarray, # (questions, passages)
 # %% ../../nbs/tasks/06o_two_step_search.ipynb #7ce59076
 _WEIGHTS = (0., 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1., 2.)
 
+# %% ../../nbs/tasks/06o_two_step_search.ipynb #5ed55814
 def best_weights(parts:dict, # name -> scores of validation questions (questions, passages)
                  right:list[list[int]], # places of the right passages of each question
                  tried:tuple=_WEIGHTS, # weights of all parts but the first, which has 1
@@ -80,6 +82,7 @@ def _twins():
     found = [known.get((section.page, section.id)) for section in _passages("zh")]
     return {place: name for place, name in enumerate(found) if name}
 
+# %% ../../nbs/tasks/06o_two_step_search.ipynb #078649d6
 def across_questions(): # Dataset, as that of `load_help_sections`
     "Chinese questions with the English passages that answer them. Raises `CorpusError`."
     from datasets import Dataset
