@@ -325,7 +325,6 @@ def passage_text(row:dict, # a section, with `path`, `heading` and `text`
     "What a model reads of a section."
     return f"{passage_title(row)}\n{row['text']}"
 
-# %% ../../nbs/tasks/06n_retrieval.ipynb #442fee5a
 def help_pairs(language:str, # "en" or "zh"
                part:str, # "train", "validation" or "test"
               ): # Dataset with `question`, `passage`, `page`
@@ -394,7 +393,6 @@ def _save_parts(folder, task, size):
     write_json(folder/"config_sentence_transformers.json",
                dict(prompts=prompts, default_prompt_name=None, similarity_fn_name="cosine"))
 
-# %% ../../nbs/tasks/06n_retrieval.ipynb #14874b66
 _EXAMPLE = '''from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("path/of/this/folder")
