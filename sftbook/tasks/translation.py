@@ -209,13 +209,15 @@ class _Row:
 def translate_beams(model, # an encoder-decoder of transformers
                     batch:dict[str, torch.Tensor], # `input_ids` and `attention_mask`
                     num_beams:int=4, # beginnings that are kept of each row
-                    max_new_tokens:int=200, # of a translation
+                    max_new_tokens:int|list[int]=200, # of a translation, or of each row's
                     length_penalty:float=1., # alpha: the sum is divided by length**alpha
                    ) -> list[list[tuple[float, list[int]]]]: # (score, tokens), best first
     "The best translations of each row, as transformers finds them with `early_stopping=False`."
     beams, k = _Beams(model, batch, num_beams), num_beams
     end = model.config.eos_token_id
-    rows = [_Row(k, max_new_tokens, length_penalty, end) for _ in batch["input_ids"]]
+    n = len(batch["input_ids"])
+    limits = [max_new_tokens]*n if isinstance(max_new_tokens, int) else max_new_tokens
+    rows = [_Row(k, most, length_penalty, end) for most in limits]
     alive = rows
     while alive:
         totals, kept = beams.totals(), []
@@ -246,7 +248,8 @@ class _Answers(_Encoding):
     directions:ClassVar = dict(bleu=True, chrf=True, kept=True)
 
     def infer(self, model, batch):
-        most = min(self.max_length, 2*batch["input_ids"].shape[1] + 10)
+        lengths = batch["attention_mask"].sum(1).tolist()
+        most = [min(self.max_length, 2*n + 10) for n in lengths] # of each row by itself
         return translate_beams(model, batch, self.num_beams, most), batch["spans"]
 
     def decode(self, outputs):
