@@ -354,12 +354,14 @@ def _report_answers(answered, o):
         print(f"{counted(answered.rows, 'answer')} in {o.output}")
 
 # %% ../nbs/08_cli.ipynb #07011748
-app.command(cls=Command, epilog="sftbook doctor minilm")(doctor)
-app.command(cls=Command, epilog="sftbook export runs/a --data june.csv --output runs/small")(export)
-app.command(cls=Command, epilog="sftbook serve runs/feedback")(serve)
+for _command, _example in (
+        (doctor, "sftbook doctor minilm"),
+        (export, "sftbook export runs/a --data june.csv --output runs/small"),
+        (serve, "sftbook serve runs/feedback"),
+        (ask, 'sftbook ask runs/desk "How do I print?"'),
+        (chat, "sftbook chat runs/desk --temperature 0.7")):
+    app.command(cls=Command, epilog=_example)(_command)
 app.add_typer(kb, name="kb")
-app.command(cls=Command, epilog='sftbook ask runs/desk "How do I print?"')(ask)
-app.command(cls=Command, epilog="sftbook chat runs/desk --temperature 0.7")(chat)
 
 # %% ../nbs/08_cli.ipynb #23b566db
 if __name__ == "__main__" and "__file__" in globals():

@@ -3,11 +3,11 @@
     python tests/benchmarks/serving_load.py                    all of it, about an hour
     python tests/benchmarks/serving_load.py --short            the same in about two minutes
     python tests/benchmarks/serving_load.py --only peers kills
-    python tests/benchmarks/serving_load.py --peer-python /tmp/peer/bin/python
+    python tests/benchmarks/serving_load.py --peer-python peer/bin/python
 
 LitServe is measured where the Python of `--peer-python` has it; a virtual environment for it:
 
-    python -m venv /tmp/peer && /tmp/peer/bin/pip install litserve torch transformers
+    python -m venv peer && peer/bin/pip install litserve torch transformers
 
 Requests come at times that were drawn beforehand and do not wait for answers (an open loop): a
 client of a slow service does not ask less, and the time of an answer begins when it was due. One
