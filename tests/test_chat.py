@@ -6,6 +6,7 @@ import pytest
 import tokenizers
 import torch
 from datasets import Dataset
+from templates import CHATML, NO_SYSTEM
 from transformers import (AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM,
                           PreTrainedTokenizerFast)
 
@@ -20,15 +21,6 @@ from sftbook.tasks.protocol import fine_tune, predict
 from sftbook.tasks.replies import continue_prompts, pad_left, stop_tokens, stream_reply
 from sftbook.tasks.saved_runs import load_run, save_run
 
-CHATML = """{% for m in messages %}<|im_start|>{{ m.role }}
-{{ m.content }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
-NO_SYSTEM = """{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}\
-{% endif %}{% for m in messages %}<turn>{{ m.role }}
-{{ m.content }}</turn>
-{% endfor %}{% if add_generation_prompt %}<turn>assistant
-{% endif %}"""
 LAND = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo"}
 LINES = [f"What is the capital of {land}? {town}" for land, town in LAND.items()] * 9
 SETTINGS = TrainingConfig(num_train_epochs=30, learning_rate=1e-2, bf16=False,

@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 import torch
 from datasets import Dataset
+from templates import CHATML, NO_SYSTEM
 from tokenizers.processors import TemplateProcessing
 from transformers import (GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
                           PreTrainedTokenizerFast)
@@ -23,20 +24,11 @@ from sftbook.preprocessing.packing import (check_packing, collate_packs, collate
 from sftbook.settings import TrainingConfig
 from sftbook.trainer import Trainer
 
-CHATML = """{% for m in messages %}<|im_start|>{{ m.role }}
-{{ m.content }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
 LLAMA = """{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} \
 [/INST]{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"""
 HEADS = """{% if not messages[0].role == 'system' %}{{ '' }}{% endif %}{% for m in messages %}\
 <|head|>{{ m.role }}<|/head|>
 {{ m.content | trim }}<|eot|>{% endfor %}{% if add_generation_prompt %}<|head|>assistant<|/head|>
-{% endif %}"""
-NO_SYSTEM = """{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}\
-{% endif %}{% for m in messages %}<turn>{{ m.role }}
-{{ m.content }}</turn>
-{% endfor %}{% if add_generation_prompt %}<turn>assistant
 {% endif %}"""
 STRIPS = """{% for m in messages %}<|im_start|>{{ m.role }}
 {% if m.role == 'assistant' and not loop.last %}{{ m.content.split('</think>')[-1] }}\

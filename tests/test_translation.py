@@ -30,7 +30,8 @@ def rows(pairs=PAIRS):
     return Dataset.from_list([{"translation": {"en": en, "zh": zh}} for en, zh in pairs])
 
 
-@pytest.mark.parametrize("text", ["", "no spans", "a 1 b 2", "⟦0⟧ and 7", "https://example.org/x?y=1 ok",
+@pytest.mark.parametrize("text", ["", "no spans", "a 1 b 2", "⟦0⟧ and 7",
+                                  "https://example.org/x?y=1 ok",
                                   " ".join(map(str, range(40)))])
 def test_what_is_hidden_comes_back(text):
     hidden, spans = hide_spans(text)

@@ -7,20 +7,20 @@
 It needs apt-get (for the first) and dpkg. The packages are pinned by version and checksum, so the
 same bytes come out each time, given the pyarrow of constraints.txt; MANIFEST.json is written last.
 """
-import argparse
-import json
 import re
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from sftbook.core import CorpusError, sha256
-from sftbook.help_pages import read_help_page
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from shipped_rows import command_line, replace_rows, write_rows  # noqa: E402
+
+from sftbook.core import CorpusError, sha256  # noqa: E402
+from sftbook.help_pages import read_help_page  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "sftbook" / "data" / "help_pages"
@@ -160,62 +160,22 @@ def notice():
     return NOTICE.format(packages=packages, version=VERSION, checksums=checksums)
 
 
-def write(folder, rows, counts):
-    "The three files, into a folder of their own."
-    path = folder / "help_pages.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path, compression="zstd",
-                   compression_level=22, row_group_size=len(rows), data_page_size=2**24,
-                   dictionary_pagesize_limit=2**24, write_statistics=False)
-    (folder / "NOTICE").write_text(notice())
+def write(path, rows, counts):
+    "The three files, into the folder of `path`."
     packages = {package: checksum for package, _, checksum in PACKAGES.values()}
-    manifest = dict(sha256=sha256(path), rows=len(rows), version=VERSION, packages=packages,
-                    counts=dict(counts))
-    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-    (folder / "MANIFEST.json").write_text(text)
-
-
-FILES = "help_pages.parquet", "NOTICE", "MANIFEST.json"
-
-
-def differing(new):
-    "The files that are not as they were."
-    def is_same(name):
-        old = TARGET / name
-        return old.exists() and old.read_bytes() == (new / name).read_bytes()
-
-    return [name for name in FILES if not is_same(name)]
+    about = dict(version=VERSION, packages=packages, counts=dict(counts))
+    write_rows(path, rows, SCHEMA, notice(), about)
 
 
 def make(archives=None, check=False):
-    "All of it; nothing is touched before all is there."
-    with tempfile.TemporaryDirectory(dir=TARGET.parent, prefix=".help_pages.") as home:
-        new = Path(home) / "new"
-        new.mkdir()
-        folders, counts = extract(Path(home), archives), Counter()
+    "All of it; the names of the files that have changed."
+    def build(home, path):
+        folders, counts = extract(home, archives), Counter()
         rows = [row for page in list_pages(folders) for row in read_both(page, folders, counts)]
-        write(new, rows, counts)
-        changed = differing(new)
-        if check or not changed:
-            return changed
-        TARGET.mkdir(exist_ok=True)
-        for name in FILES:
-            (new / name).replace(TARGET / name)
-        return changed
+        write(path, rows, counts)
 
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--archives", type=Path, help="a folder with the two .deb files")
-    parser.add_argument("--check", action="store_true", help="write nothing")
-    options = parser.parse_args()
-    try:
-        changed = make(options.archives, options.check)
-    except CorpusError as e:
-        sys.exit(str(e))
-    print("changed: " + ", ".join(changed) if changed else "nothing has changed")
-    return int(options.check and bool(changed))
+    return replace_rows(TARGET, build, check)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(__doc__, "a folder with the two .deb files", make))

