@@ -39,7 +39,7 @@ quickstart: $(VENV)/installed
 	@$(BIN)/sftbook train --data bbc-news --text title --output runs/news --overwrite
 
 test: $(VENV)/installed-dev lint
-	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadscope
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff check --quiet .

@@ -27,17 +27,19 @@ def pytest_runtest_call():
     _same_numbers()
 
 
-FIRST = "test_site", "test_trainer", "test_safety"  # a long file that begins last ends alone
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One worker runs all tests of a file, since they share what they prepare (a site, a browser,
+    models); notebooks share nothing and go to whoever is free. Files with many tests begin first.
+    (Not `--dist loadgroup`: xdist 3.8 marks groups in a field that pytest 9.2 does not read.)"""
+    from xdist.scheduler import LoadScopeScheduling
 
+    class OneWorkerAFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return nodeid if file.endswith("test_notebooks.py") else file
 
-def pytest_collection_modifyitems(config, items):
-    "Tests of one file share what they prepare, so one worker runs them; notebooks share nothing."
-    items.sort(key=lambda item: item.path.stem not in FIRST)
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        if item.path.name != "test_notebooks.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    return OneWorkerAFile(config, log)
 
 
 @pytest.fixture(scope="session")
