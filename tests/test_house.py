@@ -395,6 +395,25 @@ def test_no_pickle_and_no_bare_except():
             assert called not in ("torch.load", "torch.save"), f"{path}:{call.lineno}"
 
 
+def test_tests_of_a_file_have_one_worker(tmp_path):
+    "What a file prepares is prepared once; that it no longer was went unnoticed for a week."
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
+    source = """import pytest
+@pytest.mark.parametrize("i", range(9))
+def test_that_writes_its_worker(i, worker_id):
+    with open(__file__ + ".workers", "a") as file:
+        print(worker_id, file=file)"""
+    for name in ("test_a.py", "test_b.py", "test_notebooks.py"):
+        (tmp_path / name).write_text(source)
+    distributed = re.search("--dist [a-z]+", (ROOT / "Makefile").read_text())[0].split()
+    command = [sys.executable, "-m", "pytest", "--numprocesses", "2", *distributed, str(tmp_path)]
+    surroundings = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, check=True)
+    workers = {p.name.split(".")[0]: set(p.read_text().split()) for p in tmp_path.glob("*.workers")}
+    assert {name: len(found) for name, found in workers.items()} == {
+        "test_a": 1, "test_b": 1, "test_notebooks": 2}
+
+
 def test_every_version_is_pinned():
     text = (ROOT / "constraints.txt").read_text()
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]

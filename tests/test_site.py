@@ -174,10 +174,15 @@ def until(browser, script, seconds=20):
     return value
 
 
-@pytest.mark.parametrize("page", [*PAGES, "search", "genindex"])
-def test_page_is_quiet_and_asks_no_host(browser, page):
-    visit(browser, page + ".html")
+@pytest.fixture(scope="module", params=[*PAGES, "search", "genindex"])
+def page(browser, request):
+    "A page, opened once: the tests that follow look at it one after the other."
+    visit(browser, request.param + ".html")
     until(browser, "document.readyState === 'complete'")
+    return request.param
+
+
+def test_page_is_quiet_and_asks_no_host(browser, page):
     if browser.execute_script("return document.querySelectorAll('.math').length"):
         until(browser, "document.querySelectorAll('mjx-container').length >= document.querySelectorAll('.math').length")
     assert not browser.execute_script("return document.querySelectorAll('mjx-merror').length")
@@ -230,11 +235,8 @@ def columns(line):
     return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in line)
 
 
-@pytest.mark.parametrize("page", PAGES)
 def test_a_hundred_characters_are_seen_whole(browser, page):
     with window(browser, 1280, 900):
-        visit(browser, page + ".html")
-        until(browser, "document.readyState === 'complete'")
         assert browser.execute_script("""return getComputedStyle(document.querySelector(
             '.bd-sidebar-primary')).visibility""") == "visible"
         for block in browser.execute_script(BLOCKS):
@@ -259,10 +261,8 @@ def test_the_contents_of_a_page_stand_beside_it_or_open_as_a_drawer(browser):
         until(browser, f"0 < {place}.left && {place}.right <= innerWidth")
 
 
-@pytest.mark.parametrize("page", [*PAGES, "search"])
 def test_page_fits_a_phone(browser, page):
     with window(browser, 390, 844):
-        visit(browser, page + ".html")
         width, room = browser.execute_script(
             "return [document.documentElement.scrollWidth, innerWidth]")
         assert width <= room == 390
