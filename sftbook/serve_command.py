@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Runs', 'Host', 'Port', 'Size', 'Delay', 'Queue', 'Threads', 'Processor', 'MaxBytes', 'MaxRows', 'Longest', 'Seconds',
-           'PerSecond', 'LogTexts', 'check_serving', 'openness', 'log_to_stderr', 'serve']
+           'PerSecond', 'Feedback', 'LogTexts', 'check_serving', 'openness', 'log_to_stderr', 'serve']
 
 # %% ../nbs/07i_serve_command.ipynb #b921264d
 import logging
@@ -31,17 +31,18 @@ Threads = Annotated[Optional[int], option("Speed", "of each model; all cores if 
 Processor = Annotated[Optional[str], option("Speed", "cpu, cuda or mps; cpu if not given",
                                             "--device")]
 
-# %% ../nbs/07i_serve_command.ipynb #c28c17e3
+# %% ../nbs/07i_serve_command.ipynb #918d070d
 MaxBytes = Annotated[int, option("Requests", "bytes of a body, at most", min=1)]
 MaxRows = Annotated[int, option("Requests", "rows of a request, at most", min=1)]
 Longest = Annotated[int, option("Requests", "characters of a row, at most", min=1)]
 Seconds = Annotated[float, option("Requests", "from a request to its answer, at most", min=0.1)]
 PerSecond = Annotated[Optional[float], option("Requests", "a second, of one client")]
+Feedback = Annotated[Optional[str], option("Requests", "keep corrections in this database")]
 LogTexts = Annotated[bool, option("Requests", "write the texts of clients into the log",
                                   "--log-texts")]
 
-# %% ../nbs/07i_serve_command.ipynb #8f127ccb
-_NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+# %% ../nbs/07i_serve_command.ipynb #8418369e
+_NEEDED = ("fastapi", "uvicorn", "prometheus_client", "sqlalchemy")
 
 def check_serving(found=find_spec # name of a module -> None where it is missing
                  ) -> None:
@@ -85,7 +86,16 @@ def _service(o):
     return Service(store, limits, metrics=metrics, log_texts=o.log_texts,
                    operators=read_keys("SFTBOOK_OPERATOR_KEYS"))
 
-# %% ../nbs/07i_serve_command.ipynb #532d0273
+# %% ../nbs/07i_serve_command.ipynb #2555c397
+def _feedback_routes(url):
+    "A function of the service: its additional routes."
+    if not url:
+        return lambda service: []
+    from sftbook.feedback import feedback_router, FeedbackStore
+    store = FeedbackStore(url)
+    return lambda service: [feedback_router(service, store)]
+
+# %% ../nbs/07i_serve_command.ipynb #94e21f08
 def _say(names, address):
     "The first line of a service."
     print(f"serving {', '.join(names)} on {address} (Ctrl-C ends it)", flush=True)
@@ -94,7 +104,7 @@ def serve(ctx:typer.Context, runs:Runs, host:Host="127.0.0.1", port:Port=8000,
           batch_size:Size=32, delay:Delay=2., queue:Queue=1024, threads:Threads=None,
           device:Processor=None, max_bytes:MaxBytes=2**22, max_rows:MaxRows=256,
           max_characters:Longest=100_000, seconds:Seconds=30., rate:PerSecond=None,
-          log_texts:LogTexts=False):
+          feedback:Feedback=None, log_texts:LogTexts=False):
     "Answer over HTTP: one service for one or more saved runs."
     check_serving()
     use_device(device)
@@ -104,7 +114,9 @@ def serve(ctx:typer.Context, runs:Runs, host:Host="127.0.0.1", port:Port=8000,
     if said := openness(host, keys):
         print(f"sftbook: {said}", file=sys.stderr)
     log_to_stderr()
+    add_routes = _feedback_routes(feedback)
     service = _service(SimpleNamespace(**ctx.params))
-    names = [model.name for model in service.store]
-    if not run_service(service, keys=keys, host=host, port=port, started=partial(_say, names)):
+    say = partial(_say, [model.name for model in service.store])
+    if not run_service(service, keys=keys, host=host, port=port, routers=add_routes(service),
+                       started=say):
         raise typer.Exit(1)

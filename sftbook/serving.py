@@ -327,12 +327,13 @@ class _Server(uvicorn.Server):
             for name, handler in before.items():
                 signal.signal(getattr(signal, name), handler)
 
-# %% ../nbs/07_serving.ipynb #429295a4
+# %% ../nbs/07_serving.ipynb #8179202d
 def run_service(service:Service, # what answers
                 *,
                 keys:KeyRing|None=None, # of clients
                 host:str="127.0.0.1", # address to listen at
                 port:int=8000, # a free one when 0
+                routers:list=(), # see `create_app`
                 started=lambda address: None, # told the address when it answers
                ) -> bool: # whether all have been answered
     "Serve until a signal comes. Raises `OSError` where the address cannot be had."
@@ -340,8 +341,8 @@ def run_service(service:Service, # what answers
     with socket.create_server((host, port), family=family, backlog=2048) as listener:
         kind = type("_Impatient", (_Impatient,), dict(seconds=service.limits.seconds))
         config = uvicorn.Config(
-            create_app(service, keys), log_config=None, access_log=False, server_header=False,
-            lifespan="off", ws="none", http=kind, timeout_keep_alive=20,
+            create_app(service, keys, routers), log_config=None, access_log=False,
+            server_header=False, lifespan="off", ws="none", http=kind, timeout_keep_alive=20,
             timeout_graceful_shutdown=round(service.limits.seconds) + 5)
         port = listener.getsockname()[1]
         named = f"[{host}]" if ":" in host else host

@@ -96,8 +96,11 @@ def bad_body(rng):
     "A body that is no request, or hardly one."
     tensor = dict(name="text", datatype="BYTES", shape=[1], data=["a"])
     tensor[rng.choice(list(tensor))] = anything(rng)
-    some = [{"instances": anything(rng)}, {"inputs": [tensor], "outputs": anything(rng)},
-            anything(rng), {"instances": [anything(rng)] * rng.randrange(300)}]
+    said = dict(row="a", correct="sport", predicted="business")
+    said[rng.choice(list(said))] = anything(rng)
+    some = [{"instances": anything(rng)}, {"corrections": [said]}, {"corrections": anything(rng)},
+            {"inputs": [tensor], "outputs": anything(rng)}, anything(rng),
+            {"instances": [anything(rng)] * rng.randrange(300)}]
     body = json.dumps(rng.choice(some)).encode()
     kind = rng.randrange(10)
     if kind == 0:
@@ -112,7 +115,8 @@ def bad_body(rng):
 def bad_path(rng, names):
     "An address that nobody has, or somebody might."
     if rng.random() < 0.6:
-        good = rng.choice(["/v1/models/{}:predict", "/v2/models/{}/infer"])
+        good = rng.choice(["/v1/models/{}:predict", "/v2/models/{}/infer",
+                           "/v1/models/{}:feedback"])
         return good.format(rng.choice(names))
     name = rng.choice([*names, "%00", "..%2f..%2fetc", "%ff", "a" * 2000, ":predict", "ü"])
     path = rng.choice(["/v1/models/{}:predict", "/v2/models/{}/infer", "/v1/models/{}", "/v2/{}",

@@ -61,7 +61,7 @@ def folders(tmp_path_factory, tiny_checkpoint):
 def service(folders):
     "Both of them, served by the command."
     words = (f"tiny={folders / 'tiny'}", folders / "linear", "--queue", 64, "--batch-size", 16,
-             "--max-rows", 64, "--seconds", 120)
+             "--max-rows", 64, "--seconds", 120, "--feedback", folders / "corrections.db")
     running = clients.Running(*words)
     yield running
     running.end()
@@ -170,6 +170,26 @@ def test_the_page_needs_no_other_host(service):
     status, headers, page = clients.ask(service, "/")
     assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
     assert "http:" not in page and "https:" not in page and "//" not in page.replace("</", "")
+
+
+def test_corrections_are_kept_beside_the_answers(service, folders):
+    from sftbook.feedback import FeedbackStore
+    said = [dict(row="late goal", correct="sport", predicted="business"),
+            dict(row="shares fell", correct="business")]
+    for name in ("tiny", "linear"):
+        path = f"/v1/models/{name}:feedback"
+        status, _, told = clients.ask(service, path, dict(corrections=said))
+        assert (status, told) == (200, dict(model=name, kept=2))
+        wrong = dict(corrections=[said[0], said[1] | dict(correct="weather")])
+        status, _, told = clients.ask(service, path, wrong)
+        assert (status, told["field"]) == (422, "corrections[1].correct")
+    store = FeedbackStore(folders / "corrections.db")
+    kept = store.corrections("tiny")
+    store.close()
+    facts = clients.ask(service, "/v1/models/tiny")[2]
+    assert [(one.row, one.correct, one.predicted, one.version) for one in kept] == [
+        ("late goal", "sport", "business", facts["version"]),
+        ("shares fell", "business", None, facts["version"])]
 
 
 def test_malformed_requests_break_nothing_and_are_told_nothing(service):
