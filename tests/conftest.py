@@ -1,5 +1,6 @@
 "Things several tests need."
 import os
+import signal
 import sys
 
 import pytest
@@ -9,6 +10,8 @@ def pytest_configure(config):
     "Workers side by side have one thread each: two of them asking for both cores are slower."
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell has put us in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _same_numbers():
