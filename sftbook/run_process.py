@@ -106,7 +106,7 @@ def keep_run(folder:str|Path, # of a saved run
     home = Path(tempfile.mkdtemp(prefix="sftbook-served-"))
     return Path(shutil.copytree(folder, home/"run", copy_function=_link_or_copy))
 
-# %% ../nbs/07f_run_process.ipynb #301735be
+# %% ../nbs/07f_run_process.ipynb #86346d61
 class _Channel:
     "The pipe to a process that may end at any time, and be replaced by another."
     def __init__(self, patience):
@@ -138,15 +138,14 @@ class _Channel:
                 return _receive(pipe)
             self._process.kill() # it hangs
         self._set_pipe(None, instead_of=pipe)
+        pipe.close() # only by who reads it: its number may belong to the next pipe at once
 
     def _set_pipe(self, new, instead_of):
-        "Use another pipe, if it is still the old one that is used, and close that."
+        "Use another pipe, if it is still the old one that is used."
         with self._changed:
             if self._pipe is instead_of:
                 self._pipe = new
                 self._changed.notify_all()
-        if instead_of:
-            instead_of.close()
 
 # %% ../nbs/07f_run_process.ipynb #318625a5
 class _Starting(_Channel):
