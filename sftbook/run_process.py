@@ -106,7 +106,7 @@ def keep_run(folder:str|Path, # of a saved run
     home = Path(tempfile.mkdtemp(prefix="sftbook-served-"))
     return Path(shutil.copytree(folder, home/"run", copy_function=_link_or_copy))
 
-# %% ../nbs/07f_run_process.ipynb #86346d61
+# %% ../nbs/07f_run_process.ipynb #2b903340
 class _Channel:
     "The pipe to a process that may end at any time, and be replaced by another."
     def __init__(self, patience):
@@ -138,7 +138,7 @@ class _Channel:
                 return _receive(pipe)
             self._process.kill() # it hangs
         self._set_pipe(None, instead_of=pipe)
-        pipe.close() # only by who reads it: its number may belong to the next pipe at once
+        pipe.close()
 
     def _set_pipe(self, new, instead_of):
         "Use another pipe, if it is still the old one that is used."
@@ -147,7 +147,7 @@ class _Channel:
                 self._pipe = new
                 self._changed.notify_all()
 
-# %% ../nbs/07f_run_process.ipynb #318625a5
+# %% ../nbs/07f_run_process.ipynb #d0423eea
 class _Starting(_Channel):
     "Starts a process for the run in `self.folder`."
     def _start(self, before=None, checks=()):
@@ -157,10 +157,11 @@ class _Starting(_Channel):
         self._process = _processes().Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         there.close()
-        weakref.finalize(self, here.close) # at the latest when Python ends, so that it ends, too
+        self._closer = weakref.finalize(self, here.close) # so that it ends when Python does
         said = self._first_message(here)
         if "facts" not in said:
             self._process.kill()
+            self._closer()
             raise ModelRefused(said.get("refused", "it ended while it was loaded"),
                                remedy=said.get("remedy", "look at its memory"))
         self._set_pipe(here, instead_of=None)
@@ -183,7 +184,7 @@ class _Starting(_Channel):
         if self._closing.is_set():
             self._process.kill()
 
-# %% ../nbs/07f_run_process.ipynb #5838a99a
+# %% ../nbs/07f_run_process.ipynb #526e5a1d
 class RunProcess(_Starting):
     """A saved run in a process of its own; it is started again when it ends. Raises `ModelRefused`
     when the run cannot be loaded or does not pass its checks."""
@@ -219,6 +220,7 @@ class RunProcess(_Starting):
             pipe = self._pipe
             wait([self._process.sentinel])
             self._set_pipe(None, instead_of=pipe)
+            self._closer.detach() # it closes when the last who reads it lets go
             if self._closing.is_set():
                 return shutil.rmtree(self.folder.parent, ignore_errors=True)
             self.restarts += 1

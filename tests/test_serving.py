@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 import serving_clients as clients
 from datasets import ClassLabel, Dataset, Features, Value
@@ -292,6 +293,32 @@ def test_a_killed_worker_is_replaced_and_who_waits_for_it_is_told(service):
     assert metric(service, 'sftbook_restarts{model="tiny"}') >= 1
     busy = os.getloadavg()[0] > 1.5 * os.cpu_count()
     assert busy or seconds < 5, f"{seconds:.1f} s"
+
+
+def test_a_worker_that_dies_again_and_again_leaves_no_reader_and_no_pipe_behind(folders):
+    from sftbook.core import SftbookError
+    from sftbook.run_process import RunProcess
+    run = RunProcess(folders / "linear", patience=60.)
+    done, answered, opened = threading.Event(), [], psutil.Process().num_fds()
+
+    def ask():
+        while not done.is_set():
+            with contextlib.suppress(SftbookError):
+                answered.append(len(run.answer(["goal", "shares"])))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    for number in range(1, 31):
+        os.kill(run.pid, signal.SIGKILL)
+        end, so_far = time.monotonic() + 60, len(answered)
+        while run.restarts < number or len(answered) <= so_far:
+            assert asking.is_alive() and time.monotonic() < end, f"nothing after kill {number}"
+            time.sleep(0.005)
+    done.set()
+    asking.join(60)
+    assert not asking.is_alive() and set(answered) == {2}
+    assert psutil.Process().num_fds() <= opened + 3
+    run.close()
 
 
 def test_no_text_of_a_client_is_in_the_log(service):
