@@ -204,7 +204,15 @@ def _near(texts, held_out):
     judged = set(clusters[len(texts):])
     return [cluster in judged for cluster in clusters[:len(texts)]]
 
-# %% ../nbs/07p_feedback.ipynb #d3affd4c
+# %% ../nbs/07p_feedback.ipynb #f0c64ea8
+def _check_texts(corrections):
+    lists = [one for one in corrections if list in (type(one.row), type(one.correct))]
+    if lists:
+        raise DataError(f"{len(lists):,} of {len(corrections):,} are no texts with one label",
+                        where="corrections", remedy="make rows of their form from `row` and "
+                                                    "`correct`, and train on these")
+
+# %% ../nbs/07p_feedback.ipynb #1c1d9bd5
 def add_corrections(train, # a Dataset with `text` and `label`, a ClassLabel
                     corrections:list[Correction], # from `FeedbackStore.corrections`
                     held_out:list[str], # texts of the rows that judge
@@ -212,11 +220,12 @@ def add_corrections(train, # a Dataset with `text` and `label`, a ClassLabel
     "Training rows and what was corrected. Raises `DataError` for a label that they do not have."
     from datasets import concatenate_datasets, Dataset
     from sftbook.preprocessing.copies import text_key
+    _check_texts(corrections)
     newest = _newest(corrections)
     near = dict(zip(newest, _near([one.row for one in newest.values()], held_out)))
     taken = {key: one for key, one in newest.items() if not near[key]}
     feature = train.features["label"]
-    if strange := sorted({str(one.correct) for one in taken.values()} - set(feature.names)):
+    if strange := sorted({one.correct for one in taken.values()} - set(feature.names)):
         raise DataError(f"no class of the training rows: {', '.join(strange)}", where="corrections",
                         remedy="add the class to the training rows, or leave these out")
     columns = dict(text=[one.row for one in taken.values()],

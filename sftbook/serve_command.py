@@ -86,16 +86,7 @@ def _service(o):
     return Service(store, limits, metrics=metrics, log_texts=o.log_texts,
                    operators=read_keys("SFTBOOK_OPERATOR_KEYS"))
 
-# %% ../nbs/07i_serve_command.ipynb #2555c397
-def _feedback_routes(url):
-    "A function of the service: its additional routes."
-    if not url:
-        return lambda service: []
-    from sftbook.feedback import feedback_router, FeedbackStore
-    store = FeedbackStore(url)
-    return lambda service: [feedback_router(service, store)]
-
-# %% ../nbs/07i_serve_command.ipynb #94e21f08
+# %% ../nbs/07i_serve_command.ipynb #f4d8d122
 def _say(names, address):
     "The first line of a service."
     print(f"serving {', '.join(names)} on {address} (Ctrl-C ends it)", flush=True)
@@ -108,15 +99,16 @@ def serve(ctx:typer.Context, runs:Runs, host:Host="127.0.0.1", port:Port=8000,
     "Answer over HTTP: one service for one or more saved runs."
     check_serving()
     use_device(device)
+    from sftbook.feedback import feedback_router, FeedbackStore
     from sftbook.service_limits import read_keys
     from sftbook.serving import run_service
     keys = read_keys()
     if said := openness(host, keys):
         print(f"sftbook: {said}", file=sys.stderr)
     log_to_stderr()
-    add_routes = _feedback_routes(feedback)
+    store = FeedbackStore(feedback) if feedback else None
     service = _service(SimpleNamespace(**ctx.params))
+    routers = [feedback_router(service, store)] if store else []
     say = partial(_say, [model.name for model in service.store])
-    if not run_service(service, keys=keys, host=host, port=port, routers=add_routes(service),
-                       started=say):
+    if not run_service(service, keys=keys, host=host, port=port, routers=routers, started=say):
         raise typer.Exit(1)
