@@ -200,12 +200,12 @@ def ordinary_seconds(attempt):
 
 
 @pytest.mark.parametrize("unit", HOSTILE, ids=ascii)
-def test_300_kilobytes_of_anything_are_as_soon_clean_as_what_people_write(unit):
-    half, ratios = (unit*N)[:N // 2], []
-    text = half + "x" + half  # once with something after it, once at the end
-    while min(ratios, default=6) >= 6 and len(ratios) < 3:  # others may disturb a measurement
+@pytest.mark.parametrize("last", ["", "x"], ids=["plain", "x"])
+def test_300_kilobytes_of_anything_are_as_soon_clean_as_what_people_write(unit, last):
+    text, ratios = (unit*N)[:N] + last, []
+    while min(ratios, default=5) >= 5 and len(ratios) < 3:  # others may disturb a measurement
         ratios.append(cleaning_seconds(text) / ordinary_seconds(len(ratios)))
-    assert min(ratios) < 6, ratios  # what is not linear takes hours
+    assert min(ratios) < 5, ratios  # what is not linear takes hours
 
 
 # ---- what broke

@@ -396,7 +396,7 @@ def test_no_pickle_and_no_bare_except():
 
 
 def test_tests_of_a_file_have_one_worker(tmp_path):
-    "What a file prepares is prepared once; that it no longer was went unnoticed for a week."
+    "What a file prepares is prepared once; an option that no longer works does not say so."
     shutil.copy(ROOT / "tests/conftest.py", tmp_path)
     source = """import pytest
 @pytest.mark.parametrize("i", range(9))

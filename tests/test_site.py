@@ -176,7 +176,7 @@ def until(browser, script, seconds=20):
 
 @pytest.fixture(scope="module", params=[*PAGES, "search", "genindex"])
 def page(browser, request):
-    "A page, opened once: the tests that follow look at it one after the other."
+    "A page that is open in a usual window."
     visit(browser, request.param + ".html")
     until(browser, "document.readyState === 'complete'")
     return request.param
@@ -263,6 +263,7 @@ def test_the_contents_of_a_page_stand_beside_it_or_open_as_a_drawer(browser):
 
 def test_page_fits_a_phone(browser, page):
     with window(browser, 390, 844):
+        visit(browser, page + ".html") # once more: a page is laid out while it loads
         width, room = browser.execute_script(
             "return [document.documentElement.scrollWidth, innerWidth]")
         assert width <= room == 390
