@@ -1,4 +1,5 @@
 "The site: built from the notebooks, read in a browser from a folder, with every other host out of reach."
+import inspect
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import unicodedata
 from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
+from typing import Annotated, Optional
 from urllib.parse import unquote
 
 import pytest
@@ -62,6 +64,13 @@ def test_quarto_options_become_tags():
 
 def test_products_in_a_table_of_parameters_keep_their_stars():
     assert apidoc.cell("(2*n, 2*n) of `a*b`") == r"(2\*n, 2\*n) of `a*b`"
+
+
+def test_an_option_of_a_command_has_its_type_and_its_help():
+    import typer
+    option = Annotated[Optional[int], typer.Option(help="rows at most")]
+    assert apidoc.plain(option) == (Optional[int], "rows at most")
+    assert apidoc.plain(int) == (int, inspect._empty)
 
 
 def test_a_method_is_not_described_in_the_words_of_a_foreign_parent():
@@ -352,6 +361,11 @@ def test_pages_name_no_other_host_for_what_they_load(site):
     loads = re.compile(r"<(?:script|img|iframe|source)[^>]+src=[\"'](?:https?:)?//|<link[^>]+href=[\"'](?:https?:)?//[^>]+(?:stylesheet|icon|preload)|url\([\"']?https?://")
     for path in [*site.rglob("*.html"), *site.rglob("*.css")]:
         assert not loads.search(path.read_text(encoding="utf-8")), path
+
+
+def test_no_page_shows_where_something_lies_in_memory(site):
+    where = re.compile(r" at 0x[0-9a-f]{6,}")
+    assert [p.name for p in site.rglob("*.html") if where.search(p.read_text(encoding="utf-8"))] == []
 
 
 def test_every_documented_parameter_table_is_there(site):

@@ -28,6 +28,14 @@ def type_name(annotation) -> str:
     return re.sub(r"\b(?:__main__|builtins|typing|pathlib|collections\.abc)\.", "", inspect.formatannotation(annotation))
 
 
+def plain(annotation) -> tuple:
+    "(type, what it means) of an option of a command, whose meaning stands in its annotation."
+    if not hasattr(annotation, "__metadata__"):
+        return annotation, inspect._empty
+    said = [found.help for found in annotation.__metadata__ if getattr(found, "help", None)]
+    return annotation.__origin__, said[0] if said else inspect._empty
+
+
 def default_text(value) -> str:
     text = "..." if "<" in (text := repr(value)) and LONG.search(text) else text
     text = f"{value.__name__}" if inspect.isfunction(value) or inspect.isclass(value) else text
@@ -111,7 +119,9 @@ class ApiBlock(MarkdownRenderer):
         return "\n".join([":::{div} api-parameters", "| | type | meaning |", "|---|---|---|", *lines, ":::"])
 
     def _row(self, name: str, p: dict) -> str:
-        anno, meaning = p.get("anno", inspect._empty), p.get("docment", inspect._empty)
+        anno, said = plain(p.get("anno", inspect._empty))
+        meaning = p.get("docment", inspect._empty)
+        meaning = said if meaning in (None, inspect._empty) else meaning
         kind = "" if anno is inspect._empty else code(type_name(anno))
         return f"| {name} | {kind} | {'' if meaning in (None, inspect._empty) else cell(meaning)} |"
 
